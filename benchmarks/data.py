@@ -14,7 +14,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,7 @@ def figures(quick: bool = False) -> list[Figure]:
             split = write_split(Path(name) / "voc", 8 if quick else 16)
             return [
                 *sample_figures(split, 2 if quick else 7),
+                *decoder_figures(split, 2 if quick else 7),
                 *augmentation_figures(split, 2 if quick else 5),
                 *batch_figures(split, 2 if quick else 5),
                 index_figure(split, Path(name) / "many", 200 if quick else 4000, 1 if quick else 3),
@@ -234,6 +235,70 @@ class Raw:
 
     def fingerprint(self) -> str:
         return self._split.fingerprint()
+
+
+class Decoded:
+    """The samples of a split, the picture decoded by a library of JPEG alone; the mask as the split reads it."""
+
+    def __init__(self, split: FileSplit, decode: Callable[[bytes], np.ndarray]) -> None:
+        self.name, self._split, self._decode = split.name, split, decode
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def id(self, index: int) -> str:
+        return self._split.id(index)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image = self._decode(self._split.image_path(index).read_bytes())
+        return image, self._split.read_mask(index)
+
+    def read_mask(self, index: int) -> np.ndarray:
+        return self._split.read_mask(index)
+
+    def fingerprint(self) -> str:
+        return self._split.fingerprint()
+
+
+def decoder_figures(split: FileSplit, repeat: int) -> list[Figure]:
+    """What other decoders of JPEG, where they are installed, gain for a whole training sample."""
+
+    def sample_of(source: object) -> Callable[[int], object]:
+        samples = Samples([View(source, np.arange(len(split)), TABLE)], DATA, 0, 0)  # type: ignore[arg-type]
+        return lambda index: samples[0, index]
+
+    decoders = dict(_decoders())
+    ways = {"Pillow": sample_of(split)} | {
+        name: sample_of(Decoded(split, decode)) for name, decode in decoders.items()
+    }
+    best = least(ways, len(split), repeat)
+    found = []
+    for name, decode in decoders.items():
+        ours, theirs = split.read(0)[0], decode(split.image_path(0).read_bytes())
+        apart = int(np.abs(ours.astype(int) - theirs.astype(int)).max())
+        found.append(
+            Figure("data", f"training sample, picture decoded by {name} instead of Pillow, times faster",
+                   best["Pillow"] / best[name], "x", 1.2,
+                   note=f"Pillow {1e3 * best['Pillow']:.2f} ms, {name} {1e3 * best[name]:.2f} ms; pixels at most "
+                        f"{apart} apart")
+        )  # fmt: skip
+    return found
+
+
+def _decoders() -> Iterator[tuple[str, Callable[[bytes], np.ndarray]]]:
+    """Decoders of JPEG that are installed."""
+    with suppress(ImportError):
+        import simplejpeg
+
+        yield "simplejpeg", simplejpeg.decode_jpeg
+    with suppress(ImportError):
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        def decode(data: bytes) -> np.ndarray:
+            given = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            return decode_jpeg(given, mode=ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
+
+        yield "torchvision", decode
 
 
 def augmentation_figures(split: FileSplit, repeat: int) -> list[Figure]:

@@ -440,7 +440,9 @@ def test_written_predictions_are_a_sequence_that_shows_its_overlays(
     assert [row["image"] for row in found.to_json()["images"]] == ["a", "deep/b", "deep/c"]
     assert found._repr_html_().count("<img") == 3
     told = str(found).splitlines()
-    assert told[-1] == f"3 masks and overlays in {tmp_path / 'out'}; classes.json there names the ids"
+    assert (
+        told[-1] == f"masks and overlays of 3 images in {tmp_path / 'out'}; classes.json there names the ids"
+    )
     assert "notes.txt" in told[0], "what was left out"
     over.unlink()
     assert found._repr_html_().count("<img") == 2, "one that was deleted since"

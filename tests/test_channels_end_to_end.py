@@ -67,7 +67,7 @@ def _settings(data: Path, out: Path) -> list[str]:
         f"data.dataset={data}", f"out={out}", "name=r", "scenario.task=[[roof],[water]]", "data.crop=32",
         "data.workers=0", "data.scale=[0.5,1]", "data.evaluation=whole", "data.brightness=[0.9,1.1]",
         "data.contrast=[0.9,1.1]", "data.blur=[0,0.5]", "data.rotate=0.5", "train.batch=4", "train.epochs=30",
-        "train.lr=0.05", "train.lr_next=0.02", "train.threads=1", "tensorboard=false", "method.name=mib",
+        "train.lr=0.05", "train.lr_next=0.02", "train.threads=1", "tracker=[]", "method.name=mib",
         "model.name=deeplabv3-tiny",
     ]  # fmt: skip
 
@@ -173,7 +173,7 @@ def test_a_bundle_is_extended_with_the_same_channels_only(
         mask[:16, 16:] = 3
         Image.fromarray(mask).save(path)
     try:
-        small = ["train.epochs=1", "data.workers=0", "train.threads=1", "report=false", "tensorboard=false"]
+        small = ["train.epochs=1", "data.workers=0", "train.threads=1", "report=false", "tracker=[]"]
         extended = everseg.load(tmp_path / "bundle").extend(
             data=other, add=["road"], out=tmp_path / "next", overrides=small, onnx=False
         )

@@ -60,6 +60,22 @@ def test_a_table_is_text_as_in_the_terminal() -> None:
     assert made.row_count == 2
 
 
+def test_no_table_is_cut_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit follows below, beside the first column again; letters of two columns' width count so."""
+    monkeypatch.setenv("COLUMNS", "60")
+    columns = ["method", *(f"score number {n}" for n in range(6))]
+    rows = [
+        [name, *(f"{k}{n}.5 ± 0.{n} – 9" for n in range(6))]
+        for k, name in enumerate(("mib minus ft", "道路と歩道"))
+    ]
+    lines = str(table(columns, rows, title="Scores", right="|".join(columns[1:]))).splitlines()
+    assert max(map(len, lines)) <= 60
+    for row in rows:
+        for cell in row[1:]:
+            assert sum(cell in line for line in lines) == 1, cell
+    assert sum("道路と歩道" in line for line in lines) == sum("method" in line for line in lines) == 2
+
+
 def test_a_result_prints_its_lines_and_tables_and_leaves_pictures_out() -> None:
     result = Weighed("cat", 4.5)
     assert str(result) == repr(result)

@@ -100,7 +100,7 @@ def test_a_dry_run_goes_through_every_stage_and_leaves_nothing(
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     if method in NETWORKS:
         need_transformers()
-    config = written(tmp_path, tensorboard=True, method={"name": method})
+    config = written(tmp_path, tracker=["tensorboard"], method={"name": method})
     before = sorted(tmp_path.iterdir())
     needed = NEEDED.get(method, [])
     code, text, err = call(
@@ -506,7 +506,7 @@ def test_tensorboard_shows_losses_groups_classes_pictures_and_the_confusion_matr
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = everseg.run(settings(tmp_path, tensorboard=True, train=BASE), quiet=True)
+    done = everseg.run(settings(tmp_path, tracker=["tensorboard"], train=BASE), quiet=True)
     events = EventAccumulator(
         str(done.path / "events"), size_guidance={"scalars": 0, "images": 0, "tensors": 0}
     )
@@ -539,7 +539,7 @@ def test_tensorboard_shows_losses_groups_classes_pictures_and_the_confusion_matr
 
 @pytest.mark.slow
 def test_without_tensorboard_the_same_run_ends_the_same(tmp_path: Path) -> None:
-    config = settings(tmp_path, name="with", tensorboard=True, train=BASE)
+    config = settings(tmp_path, name="with", tracker=["tensorboard"], train=BASE)
     done = everseg.run(config, quiet=True)
     code = (
         "import sys, json\nsys.modules['tensorboard'] = None\nimport everseg\n"

@@ -27,7 +27,7 @@ from saying import must_say
 from sealed import rewrite
 
 Call = Callable[..., tuple[int, str, str]]
-QUICK = ("data.workers=0", "train.max_iterations=1", "train.threads=1", "tensorboard=false", "report=false")
+QUICK = ("data.workers=0", "train.max_iterations=1", "train.threads=1", "tracker=[]", "report=false")
 CLASSES = "[background, red, green, blue]"
 
 
@@ -191,7 +191,7 @@ def test_a_run_keeps_what_it_said_of_class_names_and_says_it_again(
 ) -> None:
     given = (
         "demo-mib", f"data={data}", "task=[[red], [green]]", f"out={tmp_path}", "train.max_iterations=1",
-        "data.crop=32", "train.batch=4", "report=false", "tensorboard=false",
+        "data.crop=32", "train.batch=4", "report=false", "tracker=[]",
     )  # fmt: skip
     for _ in range(2):  # the second call finds the run finished
         code, out, err = call("run", *given, "--json", "--quiet")

@@ -33,6 +33,9 @@ OPTIONAL = (
     "mypy",
     "scipy",
     "ray",
+    "wandb",
+    "mlflow",
+    "trackio",
 )
 """Packages that only some users have; nothing may need them to be imported."""
 
@@ -141,6 +144,8 @@ def test_the_core_needs_only_what_it_declares() -> None:
         "onnxscript",
         "onnxruntime",
         "pillow_heif",
+        "wandb",
+        "mlflow",
     }  # used on request only, and told if absent
     strange = set()
     for path in (SOURCE / "everseg").rglob("*.py"):

@@ -14,7 +14,7 @@ import everseg
 Outcome = Callable[..., tuple[int, str, str]]
 SMALL = [
     "data.size=[24,48]", "data.workers=0", "train.epochs=1", "train.batch=2", "train.max_iterations=2",
-    "train.eval_batch=2", "tensorboard=false", "model.options.widths=[6,8,10]", "model.options.blocks=[1,1]",
+    "train.eval_batch=2", "tracker=[]", "model.options.widths=[6,8,10]", "model.options.blocks=[1,1]",
 ]  # fmt: skip
 
 

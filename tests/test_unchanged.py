@@ -46,7 +46,7 @@ Job = Callable[[Path], list[Path]]
 
 # ---------------------------------------------------------------- what is run
 
-CUT = ["tensorboard=false", "report=false", "train.batch=4", "train.max_iterations=8", "train.threads=1"]
+CUT = ["tracker=[]", "report=false", "train.batch=4", "train.max_iterations=8", "train.threads=1"]
 SCENES = {"num_train": 16, "num_val": 4, "size": [32, 48]}
 SCHEDULE = {"epochs": 6, "epochs_next": 4, "lr": 0.05, "lr_next": 0.05}
 """The stored hashes are of this one, whatever the presets of the demo take."""

@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("wide")
     wide_data(here / "data")
     everseg.run(
-        "demo-mib", quiet=True, name="w", out=str(here / "runs"), tensorboard=True, report=True,
+        "demo-mib", quiet=True, name="w", out=str(here / "runs"), tracker=["tensorboard"], report=True,
         data={"dataset": str(here / "data/data.yaml"), "crop": SIDE, "workers": 0, "evaluation": "whole"},
         scenario={"task": "200-99", "test_split": "val"},
         train={"epochs": 1, "epochs_next": 1, "batch": 3, "threads": 1},
@@ -242,8 +242,8 @@ def test_arg_max_and_confusion_of_many_classes(classes):
 
 def test_colours_of_many_classes_repeat_and_ignored_pixels_are_grey():
     ids = np.array([[0, 1, 255, 256, 65535]], np.uint16)
-    drawn = colourise(ids)[0].tolist()
-    few = colourise(np.array([[0, 1, 2, 255]], np.uint8))[0].tolist()
+    drawn = colourise(ids, background=0)[0].tolist()
+    few = colourise(np.array([[0, 1, 2, 255]], np.uint8), background=0)[0].tolist()
     assert drawn == [few[0], few[1], few[1], few[2], few[3]]
 
 

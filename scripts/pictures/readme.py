@@ -48,7 +48,7 @@ def columns(runs: Path) -> tuple[list[str], list[tuple[str, str, list[np.ndarray
         **{method: everseg.load(runs / f"demo-{method}") for method in rows},
     }
     names = list(models["joint"].predict(scenes[0][0]).classes)
-    colours = palette(len(names))
+    colours = palette(len(names), background=0)
     # raw id of the scenes -> id of the model of all classes; the first step's ids are the beginning of these
     lut = np.array([names.index(name) for _, name in sorted(NAMES.items())])
 
@@ -93,7 +93,7 @@ def draw(names: list[str], shown: list[tuple[str, str, list[np.ndarray]]], new: 
             tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
             picture.paste(tile, (x, HEAD + row * (height + GAP)))
     x, y = MARGIN, total[1] - FOOT // 2
-    for name, colour in zip(names, palette(len(names)).tolist(), strict=True):
+    for name, colour in zip(names, palette(len(names), background=0).tolist(), strict=True):
         pen.rounded_rectangle((x, y - 13, x + 26, y + 13), 5, fill=tuple(colour))
         pen.text((x + 36, y), name, fill=INK, font=small, anchor="lm")
         x += 36 + int(small.getlength(name)) + 32

@@ -77,7 +77,7 @@ def build(root=None):
 '''
 SETTINGS = """
 report: false
-tensorboard: false
+tracker: []
 data: {dataset: "plug.py:build", root: data, crop: 32, workers: 0}
 scenario: {task: "2-1"}
 model: {name: deeplabv3-tiny, norm: bn, options: {widths: [8, 8, 8, 8], hidden: 8}}
@@ -94,6 +94,11 @@ class FailedError(Exception):
 def check(fact: bool, what: str) -> None:
     if not fact:
         raise FailedError(what)
+
+
+def asked(name: str, only: str) -> bool:
+    """Tell whether `--only A,B` asks for a case: its name contains one of these."""
+    return any(part in name for part in only.split(","))
 
 
 class Bench:
@@ -179,7 +184,9 @@ class Bench:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                if b"run" in words and b"everseg" in words and (folder / "cwd").resolve() == self.project:
+                relay = words[1:2] == [b"-c"]  # it starts the run and waits for it
+                ours = not relay and (folder / "cwd").resolve() == self.project
+                if b"run" in words and b"everseg" in words and ours:
                     found.append(int(folder.name))
             except OSError:
                 continue
@@ -310,7 +317,7 @@ def dead_worker(bench: Bench) -> str:
     process = bench.start(*SWEEP, "--out", "runs/worker", "--ray")
     bench.at_work("runs/worker")
     victim = bench.training()[0]
-    os.kill(bench.parent(victim), signal.SIGKILL)
+    os.kill(bench.parent(bench.parent(victim)), signal.SIGKILL)  # behind the relay
     killed = time.monotonic()
     bench.until("the orphan ended", lambda: not Path(f"/proc/{victim}").exists(), 120)
     gone = time.monotonic() - killed
@@ -334,6 +341,9 @@ def stopped(number: signal.Signals) -> Callable[[Bench], str]:
         bench.at_work(out)
         process.send_signal(number)
         asked = time.monotonic()
+        if number == signal.SIGTERM:  # as a launcher passes on what the system has sent already
+            time.sleep(0.3)
+            process.send_signal(number)
         _, stderr = process.communicate(timeout=600)
         took = time.monotonic() - asked
         check(process.returncode == 128 + number, f"exit code {process.returncode}: {stderr}")
@@ -505,7 +515,7 @@ def main() -> int:
     parser.add_argument(
         "--python", type=Path, help="Python of an environment with everseg's dependencies and Ray"
     )
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", default="", help="cases whose name contains this, or one of these (A,B)")
     parser.add_argument("--keep", action="store_true", help="leave the folder with all runs and logs")
     given = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="everseg-ray-"))
@@ -524,8 +534,8 @@ def main() -> int:
             print(f"{result:6}  {rows[-1][2]:6.1f} s  {name}: {what}\n{'':18}{told}", flush=True)
 
         print(f"{versions(bench.python)}; {os.uname().sysname} {os.uname().release}", flush=True)
-        chosen = {name: case for name, case in ON_ONE.items() if given.only in name}
-        node = given.only in "dead node"
+        chosen = {name: case for name, case in ON_ONE.items() if asked(name, given.only)}
+        node = asked("dead node", given.only)
         if chosen or node:
             with bench.cluster() as sessions:
                 for name, case in chosen.items():
@@ -533,7 +543,7 @@ def main() -> int:
                 if node:
                     do("dead node", dead_node.__doc__, lambda: dead_node(bench, sessions))
         for name, case in ALONE.items():
-            if given.only in name:
+            if asked(name, given.only):
                 if case in (not_there, written_elsewhere) and os.geteuid() != 0:
                     print(f"left out  {name}: needs root", flush=True)
                     continue

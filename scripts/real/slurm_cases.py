@@ -360,7 +360,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", default="", help="cases whose name contains this, or one of these (A,B)")
     parser.add_argument("--python", type=Path, default=Path(sys.executable))
     given = parser.parse_args()
     if os.geteuid():

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from ray_cases import FailedError
+from ray_cases import FailedError, asked
 
 Bench = TypeVar("Bench")
 
@@ -15,7 +15,7 @@ def run_cases(cases: Mapping[str, Callable[[Bench], str]], bench: Bench, only: s
     """Run cases one after the other, and print a row for each as soon as it has ended.
 
     Args:
-        only: leave out cases whose name does not contain this.
+        only: leave out cases that `asked` does not ask for.
 
     Returns:
         How many failed.
@@ -23,7 +23,7 @@ def run_cases(cases: Mapping[str, Callable[[Bench], str]], bench: Bench, only: s
     failed = 0
     print("| case | result | seconds |\n|---|---|---|", flush=True)
     for name, case in cases.items():
-        if only not in name:
+        if not asked(name, only):
             continue
         start = time.monotonic()
         try:

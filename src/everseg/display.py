@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -78,13 +78,19 @@ def share(value: float | None, *, digits: int = 1) -> str:
     return text if text == UNDEFINED else f"{text} %"
 
 
-def counted(number: int, thing: str) -> str:
-    """Format a number of things, with an s unless it is one.
+def counted(number: int, thing: str, one: str = "", several: str = "") -> str:
+    """Format a number of things, in the plural unless it is one, and what they do.
 
-    >>> counted(1, "note"), counted(0, "note"), counted(1200, "image")
-    ('1 note', '0 notes', '1,200 images')
+    >>> counted(1, "note"), counted(0, "entry"), counted(1200, "class"), counted(2, "day")
+    ('1 note', '0 entries', '1,200 classes', '2 days')
+    >>> counted(1, "file", "does not exist", "do not exist"), counted(2, "file", "does not exist", "do not exist")
+    ('1 file does not exist', '2 files do not exist')
     """
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+    verb = one if number == 1 else several
+    named = thing
+    if number != 1:
+        named = re.sub(r"(s|x|ch|sh)$", r"\1e", re.sub(r"(?<=[^aeiou])y$", "ie", thing)) + "s"
+    return f"{number:,} {named}{' ' if verb else ''}{verb}"
 
 
 def points(value: float | None) -> str:
@@ -227,27 +233,40 @@ class Table:
         return len(self.rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the title, the table and a blank line. The title wraps at the terminal's width, not at the table's."""
+        """Draw the title, the table and a blank line. The title wraps at the terminal's width, not at the table's.
+
+        In a narrow terminal, headings and names wrap between words; numbers never do. If they still do not fit, the
+        other columns follow below, each part with the first column.
+        """
         from rich import box
+        from rich.cells import cell_len
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for index, column in enumerate(self.columns):
-            # In a narrow terminal, headings and names wrap between words; numbers never do.
-            cells = [row[index] for row in self.rows]
-            kept = cells if column in self.right else [w for c in cells for w in c.split() if len(w) <= _WORD]
-            drawn.add_column(
-                Text(column),
-                justify="right" if column in self.right else "left",
-                min_width=max(map(len, [*kept, *column.split()]), default=0),
-            )
-        for row in self.rows:
-            drawn.add_row(*map(Text, row))
         if self.title:
             yield Text(self.title, style="table.title")
-        yield drawn
-        yield ""
+        least = [self._least(index) for index in range(len(self.columns))]
+        whole = [
+            max(map(cell_len, [name, *(row[i] for row in self.rows)])) for i, name in enumerate(self.columns)
+        ]
+        for part in _parts(least, options.max_width):
+            drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+            widths = _fitted([whole[i] for i in part], [least[i] for i in part], options.max_width)
+            for index, wide in zip(part, widths, strict=True):
+                justify: Literal["left", "right"] = "right" if self.columns[index] in self.right else "left"
+                drawn.add_column(Text(self.columns[index]), justify=justify, width=wide)
+            for row in self.rows:
+                drawn.add_row(*(Text(row[index]) for index in part))
+            yield drawn
+            yield ""
+
+    def _least(self, index: int) -> int:
+        """Smallest width of a column: that of its longest number, or of its longest word."""
+        from rich.cells import cell_len  # in a terminal, letters of Chinese or Japanese are two columns wide
+
+        column, cells = self.columns[index], [row[index] for row in self.rows]
+        kept = cells if column in self.right else [w for c in cells for w in c.split() if len(w) <= _WORD]
+        return max(map(cell_len, [*kept, *column.split()]), default=0)
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -274,6 +293,40 @@ class Table:
         # A caption would wrap at the width of the table, so the title is a paragraph above it.
         title = f"<p>{escaped(self.title)}</p>" if self.title else ""
         return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+_BETWEEN = 2
+"""Spaces between two columns in a terminal."""
+
+
+def _parts(least: Sequence[int], width: int) -> list[list[int]]:
+    """Divide the columns of a table into parts that fit a width; every part begins with the first column.
+
+    >>> _parts([6, 20, 20, 20], 80), _parts([6, 20, 20, 20], 60)
+    ([[0, 1, 2, 3]], [[0, 1, 2], [0, 3]])
+    """
+    parts = [[0]] if least else [[]]
+    for index in range(1, len(least)):
+        used = sum(least[i] + _BETWEEN for i in parts[-1])
+        if len(parts[-1]) > 1 and used + least[index] > width:
+            parts.append([0])
+        parts[-1].append(index)
+    return parts
+
+
+def _fitted(whole: Sequence[int], least: Sequence[int], width: int) -> list[int]:
+    """Reduce the widths of columns, the widest first and none below its least, until they fit.
+
+    >>> _fitted([30, 9, 9], [8, 9, 4], 40)
+    [18, 9, 9]
+    """
+    found = list(whole)
+    while sum(found) + _BETWEEN * (len(found) - 1) > width:
+        spare = [i for i in range(len(found)) if found[i] > least[i]]
+        if not spare:
+            break
+        found[max(spare, key=lambda i: found[i])] -= 1
+    return found
 
 
 def table(

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from everseg.display import counted
 from everseg.errors import ConfigError, some
 
 IGNORED = 255
@@ -347,6 +348,9 @@ class LabelSpace:
     """Class names in output order."""
     background: int | None = 0
     """Train id of the background; None for label spaces without one."""
+    formerly: tuple[tuple[str, str], ...] = ()
+    """Earlier names of classes: (earlier, today's), after a class was renamed or merged into another. Data that use an
+    earlier name mean the class of today."""
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -370,7 +374,7 @@ class LabelSpace:
         """
         found = []
         if len(self.names) != self.num_classes:
-            found.append(f"{len(self.names)} names for {self.num_classes} ids")
+            found.append(f"{counted(len(self.names), 'name')} for {self.num_classes} ids")
         # Check only negative ids: where domains share a branch, two data sets may use one id for two classes.
         texts = [("id", [str(raw) for raw in self.order if raw < 0])]
         for what, values in [*texts, *([("name", [*self.names])] if stored else [])]:
@@ -473,7 +477,8 @@ class SharedClasses:
     train_ids: Mapping[int, int]
     """Raw id -> train id. A background of both sides is left out: the label policy decides about its pixels."""
     respelt: Mapping[str, str]
-    """Name in the data set -> the matching name in the label space, if the two are written differently."""
+    """Name in the data set -> the matching name in the label space, if the two are written differently, or if the first
+    is an earlier name of the second."""
     only_data: Mapping[int, str]
     """Raw id -> name of the classes that the label space does not know."""
     only_space: Mapping[int, str]
@@ -503,13 +508,21 @@ def shared_classes(
     raws = {name: raw for raw, name in labels.names.items() if not (both and raw == labels.background)}
     outputs = {name: i for i, name in enumerate(space.names)}
     found = match_names(raws, outputs, what=(data, model))
+    # A name that is a class of today means that class, whatever was called so before.
+    earlier = {spelling(one): now for one, now in space.formerly if now in outputs}
+    renamed = {name: earlier[key] for name in found.unmatched_wanted if (key := spelling(name)) in earlier}
+    met = set(renamed.values())
     # Outputs that no data set can have: synthetic ones, and the background, which the policy handles.
     expected = {i for i, raw in enumerate(space.order) if raw < 0} | ({space.background} if both else set())
     return SharedClasses(
-        {raws[name]: outputs[known] for name, known in found.pairs.items()},
-        found.respelt,
-        {raws[name]: name for name in found.unmatched_wanted},
-        {outputs[name]: name for name in found.unmatched_known if outputs[name] not in expected},
+        {raws[name]: outputs[known] for name, known in (*found.pairs.items(), *renamed.items())},
+        {**found.respelt, **renamed},
+        {raws[name]: name for name in found.unmatched_wanted if name not in renamed},
+        {
+            outputs[name]: name
+            for name in found.unmatched_known
+            if outputs[name] not in expected and name not in met
+        },
     )
 
 

@@ -19,7 +19,8 @@ LossTerms = dict[str, Tensor]
 Tap = Literal["before_activation", "attention"]
 """Feature maps that a model gives only where they are asked for: each stage's before its last activation
 ("layer1.pre"), and the attention maps of a transformer's blocks ("attention1"). A network without has none."""
-Taps = tuple[Tap, ...]
+Taps = tuple[str, ...]
+"""What is asked for: kinds of taps, or the names of single ones ("layer3.pre"), which the network must have."""
 
 
 @dataclass

@@ -42,7 +42,7 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 
 SETTINGS: dict[str, Any] = {
     "name": "x",
-    "tensorboard": False,
+    "tracker": [],
     "report": False,
     "data": {"dataset": "data/data.yaml", "crop": 32, "workers": 0},
     "scenario": {"task": "1-1"},

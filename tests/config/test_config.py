@@ -461,7 +461,7 @@ def test_dump_is_read_back_unchanged(tmp_path: Path, name: str) -> None:
 
 def test_harmless_keys_do_not_change_the_identity() -> None:
     changed = {
-        "name": "x", "out": "y", "tensorboard": "false", "data.root": "/r", "data.workers": "7", "data.skip_bad": "4",
+        "name": "x", "out": "y", "tracker": "[]", "data.root": "/r", "data.workers": "7", "data.skip_bad": "4",
         "train.checkpoint_every": "3", "train.log_every": "2", "train.max_time": "9", "train.eval_batch": "2",
         "model.download": "true", "scenario.single_task": "{day: 50.5}",
     }  # fmt: skip

@@ -68,7 +68,7 @@ def own(folder: Path, **changes: str) -> str:
 
 def run(folder: Path, dataset: str, **data: object) -> None:
     everseg.run(
-        "demo-mib", quiet=True, name="own", out=str(folder / "runs"), tensorboard=False, report=False,
+        "demo-mib", quiet=True, name="own", out=str(folder / "runs"), tracker=[], report=False,
         data={"dataset": dataset, "crop": 32, "workers": 0, **data}, scenario={"task": "2-1", "test_split": "val"},
         train={"epochs": 1, "epochs_next": 1, "batch": 4, "threads": 1},
     )  # fmt: skip

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import everseg
 from everseg.data.batches.transforms import normalise
 from everseg.deploy.adopt import adopt
 from everseg.errors import GateError
@@ -97,6 +103,28 @@ def test_the_main_classifier_is_found_and_the_logits_stay(tmp_path: Path, kind: 
     assert not [name for name in model.state_dict() if "auxiliary" in name]
     model.grow({"default": 1})
     assert model.head("default").sizes == (3, 1)
+
+
+@pytest.mark.slow
+def test_a_network_of_one_size_has_a_graph_of_that_size(tmp_path: Path) -> None:
+    """The bundle's example resizes to it, as `predict` does (and `serve`, which runs the same)."""
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    made("dpt", tmp_path / "w")
+    done = adopt(tmp_path / "w/model.safetensors", arch=f"transformers:{tmp_path / 'w'}", out=tmp_path / "b")
+    how = json.loads((done.bundle.path / "preprocessing.json").read_text())
+    assert (how["size"], how["one_size"]) == ([64, 64], True)
+    assert done.bundle.parity["default"]["sizes"] == [[64, 64]]
+    pixels = np.random.RandomState(0).randint(0, 255, (9, 12, 3), np.uint8)
+    Image.fromarray(pixels).resize((120, 90)).save(tmp_path / "photo.png")
+    subprocess.run(
+        [sys.executable, str(done.bundle.path / "example.py"), "photo.png"], cwd=tmp_path, check=True
+    )
+    with Image.open(tmp_path / "photo.mask.png") as mask:
+        found = np.asarray(mask)
+    expected = everseg.load(done.bundle.path).predict(tmp_path / "photo.png").ids
+    assert found.shape == expected.shape == (90, 120)
+    assert len(np.unique(expected)) > 1
+    assert (found == expected).mean() > 0.9  # example.py enlarges the mask, everseg the logits
 
 
 def test_a_network_with_more_behind_its_classifier_is_refused(

@@ -18,6 +18,7 @@ from toy import settings
 from untrained import make_bundle
 
 import everseg
+from everseg.data.class_colours import BACKGROUND_COLOUR
 from everseg.deploy import bundle as bundle_module
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.class_ids import register, with_ids
@@ -29,8 +30,9 @@ from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
 from everseg.runs.commit import load_tensors, parent_of, verify
 from everseg.runs.input_form import InputForm
-from everseg.runs.model_folder import Registry, read_model_file, save_model
+from everseg.runs.model_folder import BundleClass, Registry, read_model_file, save_model
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 FILES = {
     "MANIFEST.json", "MODEL_CARD.md", "classes.json", "lineage.json", "method_state.safetensors", "model.safetensors",
@@ -184,6 +186,20 @@ def test_ids_are_kept_and_never_used_again():
     ]  # fmt: skip
 
 
+def test_only_a_background_is_near_black_wherever_its_id_is():
+    """A road model has none. Where another domain brings one later, all others keep the colour that they have."""
+    street = LabelSpace(((0, 1),), ("road", "car"), background=None)
+    first = register({"a": street}, [{"a": 2}], [0])
+    assert BACKGROUND_COLOUR not in [entry.colour for entry in first.classes]
+    field = LabelSpace(((0, 1),), ("background", "cow"))
+    both = register({"a": street, "b": field}, [{"a": 2}, {"b": 2}], [0, 1], first)
+    assert both.classes[:2] == first.classes
+    assert [entry.name for entry in both.classes if entry.colour == BACKGROUND_COLOUR] == ["background"]
+    assert len({entry.colour for entry in both.classes}) == 4
+    old = Registry((BundleClass(0, "road", BACKGROUND_COLOUR, 0, ("a",)),), next_id=1)  # of earlier versions
+    assert len({entry.colour for entry in register({"a": street}, [{"a": 2}], [0], old).classes}) == 2
+
+
 def test_outputs_that_share_a_raw_id_have_lasting_ids_of_their_own():
     """Two data sets may number two classes alike in a branch that their domains share; outputs of ours have no id."""
     space = LabelSpace(((SYNTHETIC_BACKGROUND, 3, 1), (3, 1)), ("background", "sky", "road", "car", "bus"))
@@ -247,7 +263,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_the_example_needs_three_packages_only_and_predicts_like_everseg(bundle, run, tmp_path):
-    assert len((bundle / "example.py").read_text().splitlines()) <= 35
+    assert len((bundle / "example.py").read_text().splitlines()) <= 36
     copy = tmp_path / "elsewhere"
     shutil.copytree(bundle, copy)
     image = np.asarray(
@@ -265,6 +281,54 @@ def test_the_example_needs_three_packages_only_and_predicts_like_everseg(bundle,
     with Image.open(tmp_path / "photo.mask.png") as mask:
         ids = np.asarray(mask)
     assert (ids == everseg.load(run).predict(image).ids).mean() > 0.999
+
+
+def example(bundle: Path, image: np.ndarray, place: Path) -> np.ndarray:
+    """The mask that a bundle's example.py gives, run without everseg and torch."""
+    Image.fromarray(image).save(place / "given.png")
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, str(bundle / "example.py"), "given.png"],
+        cwd=place, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Image.open(place / "given.mask.png") as mask:
+        return np.asarray(mask)
+
+
+def test_a_network_without_a_graph_of_open_sizes_gets_one_of_a_single_size(
+    run, bundle, tmp_path, monkeypatch, caplog
+):
+    """The bundle says the size, its example keeps to it, and everseg itself goes on taking any size."""
+    file, asked = (bundle / "model.onnx").read_bytes(), []
+
+    def one_size_alone(deployed, about, size=None):
+        asked.append((size, about["preprocessing"].get("one_size", False)))
+        if size is None:
+            raise ConfigError("its layers ask for the size; leave it out")
+        return file
+
+    monkeypatch.setattr(bundle_module, "to_onnx", one_size_alone)
+    monkeypatch.setattr(Deployed, "foreign", True)
+    loaded = everseg.load(run)
+    noise = np.random.RandomState(3)
+    images = [noise.randint(0, 255, (*size, 3), dtype=np.uint8) for size in ((40, 52), (60, 30))]
+    contents = Contents(loaded.model.cpu(), loaded.spaces, form=loaded.form)
+    made = write_bundle(tmp_path / "b", contents, images=images, source="noise")
+    assert asked == [(None, False), ((40, 52), True)]
+    must_say(caplog.text, "40 x 52", "ask for the size")
+    how = json.loads((made.path / "preprocessing.json").read_text())
+    assert (how["size"], how["one_size"]) == ([40, 52], True)
+    assert (made.parity["default"]["sizes"], made.parity["default"]["one_size"]) == ([[40, 52]], True)
+    must_say((made.path / "MODEL_CARD.md").read_text(), "40 x 52", "only size")
+
+    image = np.asarray(Image.fromarray(images[0][:9, :12]).resize((75, 53)))
+    smaller = np.asarray(Image.fromarray(image).resize((52, 40), Image.Resampling.BILINEAR))
+    predict = everseg.load(made.path).predict
+    expected = Image.fromarray(predict(smaller).ids.astype(np.uint8)).resize(
+        (75, 53), Image.Resampling.NEAREST
+    )
+    assert (example(made.path, image, tmp_path) == np.asarray(expected)).mean() > 0.999
+    np.testing.assert_array_equal(predict(image).ids, loaded.predict(image).ids)
 
 
 def test_a_graph_that_gives_something_else_is_refused(run, tmp_path, bundle, monkeypatch):
@@ -370,6 +434,17 @@ def test_a_wrong_architecture_is_told(monkeypatch):
     model.grow({"default": 2})
     with pytest.raises(ConfigError, match=r"open sizes .*control flow.*--no-onnx"):
         to_onnx(Deployed(model.eval(), "default", [0, 1], InputForm()), {})
+
+    def refuse_at_length(*_, **__):
+        raise RuntimeError(
+            "Failed. \x1b[96mThis is step 1/3\x1b[0m\n- Modify the model\n## Exception summary\n\n"
+            "<class 'torch.Violation'>: 4 not in range\n\nmore"
+        )
+
+    monkeypatch.setattr("torch.onnx.export", refuse_at_length)
+    with pytest.raises(ConfigError) as error:
+        to_onnx(Deployed(model.eval(), "default", [0, 1], InputForm()), {})
+    must_say(error.value, "(torch.Violation: 4 not in range)")
 
 
 def test_a_run_over_domains_keeps_its_branches_and_results(tmp_path, call):

@@ -118,7 +118,7 @@ def crates(data: Path) -> bool:
 
 def test_a_kill_and_the_same_command_give_the_same_bytes(at, new_data):
     def config(name: str) -> dict:
-        changes = ["data.workers=0", "train.checkpoint_every=2", "train.threads=1", "tensorboard=false"]
+        changes = ["data.workers=0", "train.checkpoint_every=2", "train.threads=1", "tracker=[]"]
         return to_json(configuration(open_bundle(at), new_data, ["forklift"], "mib", name, changes))
 
     assert complete(config("whole")) == 0
@@ -252,7 +252,7 @@ def test_a_method_with_a_memory_needs_its_own_bundle(at, new_data, call, tmp_pat
     assert [line["terms"]["penalty"] > 0 for line in lines if "terms" in line][-1]
 
 
-def test_models_of_several_branches_are_refused(tmp_path, new_data):
+def test_of_several_branches_one_must_be_named(tmp_path, new_data):
     model = deeplabv3_tiny(widths=[8, 8, 8, 8], per_branch="norm")
     model.grow({"day": 2})
     street = LabelSpace(((0, 1),), ("road", "car"), None)

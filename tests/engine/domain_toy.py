@@ -71,7 +71,7 @@ def settings(out: Path, *lights: str, **changes: Any) -> dict[str, Any]:
         "name": "domains",
         "out": str(out),
         "seed": 3,
-        "tensorboard": False,
+        "tracker": [],
         "report": False,
         "data": {"domains": {light: domain(light) for light in lights or ("day", "dusk")}, "transform": "resize",
                  "size": [32, 32], "evaluation": "resize", "normalisation": "unit", "workers": 0},

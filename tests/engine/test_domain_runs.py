@@ -280,7 +280,8 @@ def test_multi_task_training_takes_turns_and_every_head_learns(tmp_path, monkeyp
 # ---------------------------------------------------------------- every method, paths of its own and shared ones
 
 REGULARISED = {"lwf": "kd", "lwf-mc": "kd", "ilt": "kd", "ewc": "penalty", "rw": "penalty", "pi": "penalty",
-               "mdil": "kd", "mdil+mib": "kd_domains", "rcil": "kd", "plop": "pod", "reminder": "pod"}  # fmt: skip
+               "mdil": "kd", "mdil+mib": "kd_domains", "complete": "kd", "rcil": "kd", "plop": "pod",
+               "reminder": "pod"}  # fmt: skip
 FEATURES = {"feature", "spatial", "channel", "attention"}
 """Names of terms that compare features."""
 PRETUNED = ("nest",)

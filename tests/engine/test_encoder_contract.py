@@ -19,8 +19,9 @@ def test_an_encoder_trains_resumes_and_is_extended_from_its_bundle(tmp_path):
 @pytest.mark.slow
 def test_a_graph_of_an_encoder_takes_any_size(tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
-    contract = Contract("hf:convnext", tmp_path)
-    assert (contract.trains(), contract.exports()) == ("yes", "any size")
+    contract = Contract("hf:swin", tmp_path)
+    assert contract.trains() == "yes"
+    assert contract.exports().startswith("any size")
 
 
 @pytest.mark.slow
@@ -33,4 +34,5 @@ def test_timm_itself(tmp_path):
     except Exception as error:
         pytest.skip(f"timm cannot be imported (it needs a torchvision that fits torch): {error}")
     contract = Contract("timm:resnet18", tmp_path)
-    assert [part() for part in contract.parts().values()] == ["yes", "yes", "any size", "yes", "yes"]
+    found = [part().partition(",")[0] for part in contract.parts().values()]
+    assert found == ["yes", "yes", "any size", "yes", "yes"]

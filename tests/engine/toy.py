@@ -101,7 +101,7 @@ def settings(out: Path, **changes) -> dict:
         "name": "toy",
         "out": str(out),
         "seed": 3,
-        "tensorboard": False,
+        "tracker": [],
         "report": False,
         "data": {"dataset": HERE, "crop": 32, "evaluation": "crop", "workers": 0},
         "scenario": {"task": "2-1"},

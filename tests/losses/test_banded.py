@@ -438,3 +438,25 @@ def test_bad_input_is_refused(terms, change, message):
 def test_docstring_example_holds():
     result = doctest.testmod(banded)
     assert (result.attempted > 0, result.failed) == (True, 0)
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_an_image_in_stripes_is_the_image_at_once(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many classes: rows are resized a stripe at a time, and neighbouring stripes share small rows."""
+    small, size = SIZES[case]
+    torch.manual_seed(1)
+    logits, teacher = torch.randn(B, C, *small).double(), torch.randn(B, K, *small).double()
+    label = torch.randint(0, C, (B, *size)).masked_fill(torch.rand(B, *size) < 0.2, 255)
+    mask = torch.rand(B, *size) < 0.7
+    terms = {"unce": Term(unbiased_cross_entropy, options={"num_old": K}, mask=mask), "kd": TERMS["kd"]}
+    found = []
+    for whole in (2**25, 0):
+        monkeypatch.setattr(banded, "_WHOLE_BYTES", whole)
+        monkeypatch.setattr(banded, "_STRIPE_BYTES", 2 * 8 * C * small[1])  # two rows of float64
+        given = logits.clone().requires_grad_()
+        losses = pixelwise_losses(terms, given, label, teacher, band=1)
+        torch.stack([*losses.values()]).sum().backward()
+        found.append((losses, given.grad))
+    stripes = banded._stripes(logits, size[0], 1)
+    assert len(stripes) == (1 if small[0] == size[0] else -(-size[0] // 2))
+    assert_close(found[0], found[1], rtol=1e-12, atol=1e-13)

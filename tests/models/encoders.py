@@ -10,7 +10,7 @@ from everseg.models.build import build_model
 from everseg.models.model import SegmentationModel
 
 FOUR = {"hidden_sizes": [8, 8, 12, 16], "depths": [1, 1, 1, 1]}
-SHIFTED = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
+SHIFTED = {"embed_dim": 8, "depths": [1, 1, 1, 2], "num_heads": [1, 1, 2, 2], "window_size": 4}
 PLAIN = {"hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 2}
 TYPES = {
     "segformer": {**FOUR, "num_attention_heads": [1, 1, 2, 2]},

@@ -15,10 +15,11 @@ from torch.testing import assert_close
 from everseg import registry
 from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
-from everseg.methods.switches import check_model
+from everseg.methods.switches import check_model, compared_otherwise
 from everseg.models.blocks import NORM_TYPES
 from everseg.models.build import build_model, from_description
 from everseg.models.model import frozen_copy
+from saying import must_say
 
 need_transformers()
 
@@ -147,16 +148,13 @@ def test_a_teacher_is_a_model_of_its_own(kind):
     assert not torch.equal(student.features["encoder"], new.features["encoder"])
 
 
-def test_decoders_may_belong_to_branches_but_norms_and_adapters_may_not():
+def test_decoders_may_belong_to_branches():
     model = tiny(options={"per_branch": "decoder"})
     model.grow({"day": 3})
     model.grow({"night": 2}, init_from="day")
     outputs = model.eval()(torch.randn(1, 3, 32, 32))
     assert {b: o.logits.shape[1] for b, o in outputs.items()} == {"day": 3, "night": 2}
     assert len(model.branch_parameters("night")) > 2
-    for choice in ("norm", "adapter"):
-        with pytest.raises(ConfigError, match=f"'{choice}'.*choose 'head' or 'decoder'"):
-            tiny(options={"per_branch": choice})
 
 
 def test_taps_can_be_chosen():
@@ -281,7 +279,9 @@ def test_layers_are_stem_and_blocks_in_the_order_in_which_they_run(kind):
     held = [id(weight) for layer in layers for weight in layer]
     assert len(held) == len(set(held))
     assert set(held) == {id(weight) for weight in encoder.parameters()}
-    blocks = {"mobilenet_v2": 16, "mobilevit": 7}.get(kind, 8 if kind in WITH_PATCHES else 4)
+    blocks = {"mobilenet_v2": 16, "mobilevit": 7, "swin": 5, "swinv2": 5}.get(
+        kind, 8 if kind in WITH_PATCHES else 4
+    )
     assert len(layers) == blocks + 1
     names = {id(weight): name for name, weight in encoder.body.named_parameters()}
     inside = [[name for p in layer if "norms." not in (name := names[id(p)])] for layer in layers[1:]]
@@ -338,6 +338,51 @@ def test_attention_maps_are_asked_for_by_name_and_change_nothing_else():
     ]
     whole = model(torch.randn(1, 3, 64, 64), taps=("attention",))["default"].features["attention2"]
     assert_close(whole.sum(dim=(4, 5)), torch.ones(whole.shape[:4]))
+
+
+@pytest.mark.parametrize(("kind", "in_place"), [("resnet", False), ("resnet", True), ("regnet", False)])
+def test_a_stage_that_ends_in_an_activation_gives_its_map_before_it(kind, in_place):
+    model = tiny(kind)
+    model.grow({"default": 3})
+    model.eval()
+    ends = {
+        name: model.encoder.body.get_submodule(end) for name, end in model.encoder._last_activations.items()
+    }
+    for end in ends.values():
+        end.inplace = in_place  # as timm's
+    image = torch.randn(2, 3, 40, 70)
+    plain, both = model(image)["default"], model(image, taps=("before_activation",))["default"]
+    assert torch.equal(plain.logits, both.logits)
+    assert {name for name in both.features if name.endswith(".pre")} == {f"{name}.pre" for name in ends}
+    for name, end in ends.items():
+        before, after = both.features[f"{name}.pre"], both.features[name]
+        assert before.shape == after.shape
+        assert (before < 0).any()
+        assert torch.equal(end(before.clone()), after)
+        assert torch.equal(after, plain.features[name])
+
+
+def test_what_a_method_compares_instead_is_said():
+    plop = registry.resolve("method", "plop")()
+    assert compared_otherwise(plop, tiny("resnet")) == []
+    (note,) = compared_otherwise(plop, tiny("swin"))
+    assert "layer1, layer2, layer3, layer4" in note
+    (note,) = compared_otherwise(plop, tiny("mobilevit"))
+    assert "layer1 " in note
+    assert "layer2" not in note
+    assert compared_otherwise(registry.resolve("method", "mib")(), tiny("swin")) == []
+    own_norms = tiny(
+        "swin", options={"per_branch": "norm"}
+    )  # which runs through a branch only, and has none yet
+    state = torch.get_rng_state()
+    assert len(compared_otherwise(plop, own_norms)) == 1
+    assert own_norms.branches == ()
+    assert torch.equal(torch.get_rng_state(), state)
+    swin = tiny("swin")
+    swin.grow({"default": 3})
+    with pytest.raises(ConfigError) as error:
+        swin(torch.randn(1, 3, 64, 64), taps=("layer4.pre",))
+    must_say(error.value, "layer4.pre", "layer1", "decoder")
 
 
 @pytest.mark.parametrize("kind", ["swin", "beit", "convnext", "resnet"])

@@ -12,6 +12,7 @@ from everseg.errors import ConfigError
 from everseg.models.build import deeplabv3_tiny, from_description
 from everseg.models.erfnet import erfnet
 from everseg.models.model import Restructured, SegmentationModel
+from saying import must_say
 
 
 def deeplab(norm: str = "abn", **options) -> SegmentationModel:
@@ -84,9 +85,32 @@ def test_an_encoder_without_such_maps_is_not_asked_for_them():
     assert set(output.features) == {"only", "encoder", "decoder"}
 
 
-def test_a_kind_of_tap_that_is_unknown_is_refused():
-    with pytest.raises(ConfigError, match=r"'layer1\.pre'.*before_activation, attention"):
-        deeplab()(torch.randn(1, 3, 32, 32), taps=("layer1.pre",))
+def test_a_single_tap_is_asked_for_by_its_name():
+    model, image = deeplab(), torch.randn(1, 3, 32, 32)
+    every = model(image, taps=("before_activation",))["default"].features
+    found = model(image, taps=("layer3.pre",))["default"].features
+    assert [name for name in found if name.endswith(".pre")] == ["layer3.pre"]
+    assert torch.equal(found["layer3.pre"], every["layer3.pre"])
+    assert set(model.encode(image, taps=("layer3.pre",))) == {*model.encode(image), "layer3.pre"}
+    assert {*found, *every} == {*model.tap_names()}
+
+
+@pytest.mark.parametrize("tap", ["layer9", "layer5.pre", "attention1"])
+def test_a_tap_that_is_not_there_is_refused_with_those_that_are(tap):
+    model = deeplab().train()
+    for call in (model, model.encode):
+        with pytest.raises(ConfigError) as error:
+            call(torch.randn(2, 3, 32, 32), taps=(tap,))
+        must_say(error.value, tap, "layer1.pre", "layer4", "decoder")
+    assert all(module.training for module in model.modules())
+
+
+def test_the_taps_of_a_network_by_branch_are_those_of_its_first_branch():
+    model = street()
+    names = {f"down{k}{end}" for k in (1, 2, 3) for end in ("", ".pre")}
+    assert {*model.tap_names()} == {*names, "encoder", "decoder"}
+    with pytest.raises(ConfigError, match="grow"):
+        erfnet(widths=(4, 8, 12), blocks=(1, 2), per_branch="norm").tap_names()
 
 
 def trained_once(model: SegmentationModel) -> set[str]:

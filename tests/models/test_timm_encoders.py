@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
+from everseg.models.adapters.timm import _from_efficientnet_pytorch
 from everseg.models.build import build_model, from_description
 
 
@@ -90,6 +92,12 @@ def test_a_tag_names_weights_in_the_cache_and_a_file_replaces_them(timm, tmp_pat
     tagged = build("timm:toynet.in1k")
     assert asked == [("timm/toynet.in1k", "model.safetensors", True)]
     given = build("timm:toynet", weights=str(tmp_path / "model.safetensors"))
+    with (
+        torch.device("meta"),
+        warnings.catch_warnings(),
+    ):  # a method is tried on such a network before training
+        warnings.simplefilter("error")
+        assert {value.device.type for value in build("timm:toynet.in1k").state_dict().values()} == {"meta"}
     for model in (tagged, given):
         assert all(torch.equal(value, state[n]) for n, value in model.encoder.body.state_dict().items())
         assert model.describe()["options"]["encoder"]["type"] == "toynet"
@@ -146,6 +154,27 @@ def test_a_checkpoints_description_cannot_fetch_anything(timm):
         bad["options"]["encoder"] = {**described["options"]["encoder"], **changes}
         with pytest.raises(CheckpointError, match=r"no model|cannot be set|no argument|expected numbers"):
             from_description(bad)
+
+
+def test_weights_in_efficientnet_pytorchs_names_become_timms():
+    """A first block that does not expand, and one that does and squeezes; real ones: `everseg.interop.weights`."""
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+                 "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand", "_project_conv": "conv_pwl",
+                 "_bn2": "bn3"}  # fmt: skip
+    theirs = ["_conv_stem", "_bn0", *(f"_blocks.0.{part}" for part in plain)]
+    theirs += [*(f"_blocks.1.{part}" for part in expanding), "_conv_head", "_bn1"]
+    wanted = ["conv_stem", "bn1", *(f"blocks.0.0.{part}" for part in plain.values())]
+    wanted += [*(f"blocks.1.0.{part}" for part in expanding.values()), "conv_head", "bn2"]
+    state = {f"{name}.weight": torch.tensor(float(i)) for i, name in enumerate(theirs)} | {
+        "_fc.bias": torch.zeros(1)
+    }
+    found = _from_efficientnet_pytorch(
+        state, dict.fromkeys([f"{name}.weight" for name in wanted], torch.zeros(1))
+    )
+    assert {name: int(value) for name, value in found.items()} == {
+        f"{name}.weight": i for i, name in enumerate(wanted)
+    }
 
 
 def test_timm_itself():

@@ -42,6 +42,8 @@ SUBSTITUTIONS = {
     r"(\bcamvid\b.*)\broot=DIR": (r"\1root=have/CamVid", "a miniature tree"),
     r"train\.epochs=(?:[3-9]|\d\d)": ("train.epochs=2", "two passes instead of many"),
     r"epochs: \d+": ("epochs: 1", "one pass instead of many, in files"),
+    r"--seeds 0,1,2": ("--seeds 0,1", "two seeds are a group as three are"),
+    r"(voc-15-5-overlapped .*--seeds 0),1": (r"\1", "the many steps of one seed"),
     r"--methods all --seeds 0,1": ("--methods ft,acil --seeds 0", "29 methods take four minutes"),
     r"max_time=3500": ("max_time=0.001", "the time is up at once"),
     r"(nproc_per_node|num_processes)([ =])4": (r"\1\g<2>2", "two processes on this machine"),

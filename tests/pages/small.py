@@ -17,7 +17,7 @@ MODELS = {
     "erfnet": {"widths": [6, 8, 10], "blocks": [1, 1]},
 }
 SMALL = {
-    "tensorboard": False,
+    "tracker": [],
     "report": False,
     "data": {"crop": 32, "size": [32, 48], "workers": 0},
     "train": {"epochs": 1, "epochs_next": 1, "batch": 2, "lr_next": 1e-4, "threads": 1},
@@ -26,7 +26,7 @@ SMALL = {
 
 def small(preset: dict[str, Any]) -> dict[str, Any]:
     """One pass over few small images through a narrow network; no report and no events unless a command makes them."""
-    result = {**preset, **{key: SMALL[key] for key in ("tensorboard", "report")}}
+    result = {**preset, **{key: SMALL[key] for key in ("tracker", "report")}}
     for section in ("data", "train"):
         result[section] = {**preset[section], **SMALL[section]}
     data, model = result["data"], preset["model"]

@@ -249,14 +249,17 @@ def test_one_picture_per_projection_and_another_by_domain_where_there_are_severa
     strange = Pixels(
         pixels.before, pixels.after, pixels.label, pixels.domain, ("_a", "$b", "c\n" * 30), pixels.domains
     )
-    files = pictures(strange, run="$un_known$", steps=(1, 2), seed=0)
+    files = pictures(strange, run="$un_known$", steps=(1, 2), seed=0, background=0)
     assert list(files) == ["pca_class.png", "pca_domain.png", "tsne_class.png", "tsne_domain.png"]
     for data in files.values():
         picture = Image.open(io.BytesIO(data)).convert("RGB")
         assert picture.height > 600
         assert len(picture.getcolors(1 << 24)) > 50
     one = Pixels(pixels.before, pixels.after, pixels.label, 0 * pixels.domain, pixels.classes, ("all",))
-    assert list(pictures(one, run="toy", steps=(0, 1), seed=0)) == ["pca_class.png", "tsne_class.png"]
+    assert list(pictures(one, run="toy", steps=(0, 1), seed=0, background=None)) == [
+        "pca_class.png",
+        "tsne_class.png",
+    ]
 
 
 # ---------------------------------------------------------------- the command

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from everseg.data.class_colours import BACKGROUND_COLOUR
 from everseg.labels import LabelSpace
 from everseg.reports.picture_grid import (
     CHANGES,
     Looked,
     change,
     choose,
+    css,
     drawn,
     grids,
     places,
@@ -119,3 +124,16 @@ def test_old_and_new_classes_are_scored_apart_and_background_does_not_rank() -> 
     notes = [picture.note if picture else None for picture in rows["right"].pictures]
     assert notes == ["", "", "mIoU 100.0", "mIoU 100.0", ""], "the first model knew no cat"
     assert rows["missed"].pictures[3].note == "mIoU 50.0"
+
+
+@pytest.mark.parametrize(("background", "dark"), [(None, 0), (0, 2)])
+def test_no_class_is_near_black_where_there_is_no_background(background: int | None, dark: int) -> None:
+    spaces = (LabelSpace(((0, 1),), ("road", "car"), background),)
+    track = Track("city", "city", (0,), (np.eye(2, dtype=int),), spaces)
+    ids = np.array([[0, 0, 1, 1]], np.uint8)
+    image = Looked("city", "a", np.zeros((1, 4, 3), np.uint8), ids, {0: ids}, background=background)
+    (grid,) = grids([image], [track], 64, 1, seed=0)
+    for picture in grid.rows[0].pictures[1:3]:
+        shown = Image.open(io.BytesIO(base64.b64decode(picture.uri.split(",")[1]))).convert("RGB")
+        assert (np.asarray(shown) == BACKGROUND_COLOUR).all(2).sum() == dark
+    assert (css(BACKGROUND_COLOUR) in dict(grid.legend)) == (dark > 0)

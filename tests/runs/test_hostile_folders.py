@@ -43,7 +43,7 @@ READERS = ("eval", "export", "report", "features", "compare")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two steps on generated images."""
     settings = {
-        "name": "demo-mib", "out": str(tmp_path_factory.mktemp("honest")), "tensorboard": False, "report": False,
+        "name": "demo-mib", "out": str(tmp_path_factory.mktemp("honest")), "tracker": [], "report": False,
         "data": SMALL, "model": {"name": "deeplabv3-tiny", "options": TINY}, "method": "mib",
         "train": {"batch": 4, "max_iterations": 1, "threads": 1},
     }  # fmt: skip

@@ -132,7 +132,7 @@ def test_a_model_of_16_bits_predicts_files_of_16_bits(tmp_path: Path) -> None:
     """By its higher byte, as in training; a model of 8 bits refuses such a file."""
     deep(tmp_path / "data", "bit_depth: 16\n")
     settings = {
-        "name": "deep", "out": str(tmp_path), "tensorboard": False, "report": False,
+        "name": "deep", "out": str(tmp_path), "tracker": [], "report": False,
         "data": {"dataset": str(tmp_path / "data/data.yaml"), "crop": 32, "workers": 0},
         "scenario": {"task": "offline"},
         "model": {"name": "deeplabv3-tiny", "options": {"widths": [8, 8, 8, 8], "hidden": 8}},

@@ -1,4 +1,4 @@
-"""The verbs of `everseg import`."""
+"""The verbs of `everseg import` and `everseg weights`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,39 @@ from typing import Annotated, Literal
 
 import typer
 
-from everseg.cli.output import say
+from everseg.cli.output import Json, give, say
 from everseg.errors import ConfigError
 
 import_app = typer.Typer(
     help="Read (and write) other projects' checkpoints.", no_args_is_help=True, rich_markup_mode=None
 )
+
+
+weights_app = typer.Typer(
+    help="Pretrained weights of encoders: where they come from, and a folder for them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@weights_app.command("list")
+def list_weights(as_json: Json = False) -> None:
+    """List the weights that presets use: size, licence, and whether they are on this machine."""
+    from everseg.interop import weights
+
+    give(weights.catalogue(), as_json)
+
+
+@weights_app.command("get")
+def get_weights(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `everseg weights list`.")],
+    to: Annotated[Path | None, typer.Option("--to", help="Folder; default EVERSEG_WEIGHTS.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Download weights into the shared folder, or check those that are there against their checksum."""
+    from everseg.interop import weights
+
+    give(weights.get(name, to), as_json)
 
 
 @import_app.command("mib")

@@ -112,7 +112,7 @@ def weights(
 @data_app.command()
 def saliency(
     dataset: DatasetName,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write OUT/SPLIT/ID.png to.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write OUT/SPLIT/ID.png to.")],
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="Split whose images get a map.")] = "train",
     as_json: Json = False,
@@ -151,7 +151,7 @@ def init(
             help="Which class is the background, if its name does not tell.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="The description to write.")] = Path("data.yaml"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The description to write.")] = Path("data.yaml"),
     yes: Annotated[
         bool, typer.Option("--yes", help="Ask nothing; classes without name become class_1, ...")
     ] = False,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from everseg.cli.convert import import_app
+from everseg.cli.convert import import_app, weights_app
 from everseg.cli.data import data_app
-from everseg.cli.deploy import add_deploy_commands, builder
+from everseg.cli.deploy import Precision, RequireSignature, add_deploy_commands, builder
 from everseg.cli.docs import docs
 from everseg.cli.output import (
     Json,
@@ -71,12 +71,16 @@ def top(
 
 app.add_typer(data_app, name="data")
 app.add_typer(import_app, name="import")
+app.add_typer(weights_app, name="weights")
 
 
 def _presets(incomplete: str) -> list[str]:
     """Name the presets that a shell may complete a word to; without one the shell completes file names."""
     from everseg.config import presets
 
+    preset, sign, _ = incomplete.partition(presets.NETWORK)
+    if sign:
+        return [f"{preset}{sign}{network}" for network in presets.networks()]
     return [name for name in presets.names(every=True) if name.startswith(incomplete)]
 
 
@@ -93,14 +97,17 @@ Domain = Annotated[
     str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is used (and tested).")
 ]
 InferDomain = Annotated[
-    bool, typer.Option("--infer-domain", help="Choose the branch per image from the batch-norm statistics.")
+    bool,
+    typer.Option(
+        "--infer-domain", help="Choose the branch per image: the one whose images look most like it."
+    ),
 ]
 Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished step; default the last.")]
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the runs.")] = Path("runs"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, order and augmentation.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -194,6 +201,14 @@ def predict(
             metavar="NAME=DIR", help="Further maps that the model reads, such as proposals; repeatable."
         ),
     ] = None,
+    precision: Precision = None,
+    require_signature: RequireSignature = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="FORM", help="masks, or for labelling tools and maps: cvat, coco, labelstudio, geotiff."
+        ),
+    ] = "masks",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -209,6 +224,9 @@ def predict(
         domain=domain,
         infer_domain=infer_domain,
         extra=pairs("--extra", extra or []),
+        precision=precision,
+        require_signature=require_signature,
+        format=format,
         quiet=quiet or as_json,
     )
     give(written, as_json)
@@ -220,7 +238,9 @@ def features(
     overrides: Overrides = None,
     before: Annotated[int | None, typer.Option(min=0, help="Earlier step; default --after minus 1.")] = None,
     after: Annotated[int | None, typer.Option(min=0, help="Later step; default the last.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default RUN/features/before-K-after-L.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder; default RUN/features/before-K-after-L.")
+    ] = None,
     pixels: Annotated[int, typer.Option(min=1, help="Most pixels per class and domain.")] = 200,
     images: Annotated[int, typer.Option(min=1, help="Most test images per domain.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw and of t-SNE.")] = 0,
@@ -313,7 +333,9 @@ def show(
 def report(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; default RUN/report.html.")
+    ] = None,
     images: Annotated[
         int, typer.Option(min=0, help="Test images looked at for the pictures; 0 = none.")
     ] = 64,

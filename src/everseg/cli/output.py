@@ -120,6 +120,9 @@ def preset_groups() -> str:
                 break_on_hyphens=False, break_long_words=False,
             )  # fmt: skip
         lines += [""]
+    lines += ["Networks of later papers, behind a preset of new classes: voc-15-1-mib@swin-b"]
+    lines += [f"  {name:<13}{about}" for name, about in presets.networks().items()]
+    lines += [""]
     total = sum(group.number for group in groups)
     return "\n".join(
         [

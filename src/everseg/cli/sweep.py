@@ -22,7 +22,9 @@ def sweep(
     ] = "",
     seeds: Annotated[str, typer.Option(metavar="0,1,...", help="Seeds of the runs.")] = "0",
     tasks: Annotated[str, typer.Option(metavar="A,B,...", help="Tasks instead of the preset's own.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs; default runs/<preset>-sweep.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the runs; default runs/<preset>-sweep.")
+    ] = None,
     jobs: Annotated[
         int, typer.Option(min=1, help="Number of runs at a time on this machine; they share the CPU threads.")
     ] = 1,
@@ -74,7 +76,9 @@ def compare(
         str | None,
         typer.Option(metavar="NAME", help="Method that differences are taken from; default ft."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of compare.html, .csv, .tex, .md, .svg.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of compare.html, .csv, .tex, .md, .svg.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Mean and standard deviation over seeds, differences, costs, published numbers: table, HTML, Markdown, CSV."""

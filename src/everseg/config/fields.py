@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _parted(value: Any) -> Any:
+    """Read `a,b` as the list [a, b] and nothing as [], as a command line gives them; the rest is checked as it is."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [] if value is None else value
+
+
+_LIST = BeforeValidator(_parted)
 
 
 class _Section(BaseModel):
@@ -143,6 +153,13 @@ class ScenarioConfig(_Section):
     model of a bundle), or your own file.py:build."""
     bundle: str | None = None
     """Bundle whose model an "extension" starts from; its classes are the old ones, `task` names the new ones."""
+    domain: str | None = None
+    """Place or device that the images of an "extension" come from; default none, as in a bundle of one branch."""
+    branch: str | None = None
+    """Branch that these images take; default the bundle's only one. A name that the bundle does not know is a new
+    branch."""
+    like: str | None = None
+    """Branch that a new one begins as a copy of, its classes included."""
     steps: list[StepConfig] | None = None
     """Steps of a domain-incremental scenario; default one per domain, in the order of `data.domains`."""
     task: str | list[list[int | str]] = "4-2"
@@ -318,11 +335,12 @@ class RunConfig(_Section):
     """Folder that holds the runs."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of initial weights, order, augmentation and random protocols."""
-    tensorboard: bool = True
-    """Write TensorBoard events if tensorboard is installed."""
+    tracker: Annotated[list[Literal["tensorboard", "wandb", "mlflow", "trackio"]], _LIST] = ["tensorboard"]
+    """Where curves and pictures go beside the journal: tracker=tensorboard,wandb; tracker=[] for nowhere. TensorBoard's
+    files are written if it is installed; the others must be."""
     report: bool = True
     """Write report.html into the run's folder when the run is finished."""
-    metrics: list[Literal["boundary-iou", "per-image"]] = []
+    metrics: Annotated[list[Literal["boundary-iou", "per-image"]], _LIST] = []
     """Further scores of test images: boundary-iou (how well outlines are met; takes time) and per-image (mean, median
     and worst images). IoU, Dice and accuracy are always there."""
     data: DataConfig = DataConfig()
@@ -333,7 +351,7 @@ class RunConfig(_Section):
 
 
 HARMLESS = frozenset(
-    {"name", "out", "tensorboard", "report", "metrics", "data.root", "data.domains.*.root", "data.extra",
+    {"name", "out", "tracker", "report", "metrics", "data.root", "data.domains.*.root", "data.extra",
      "data.domains.*.extra", "data.workers", "data.skip_bad", "model.download", "scenario.single_task",
      "train.checkpoint_every", "train.log_every", "train.max_time", "train.peer_timeout", "train.eval_batch"}
 )  # fmt: skip

@@ -51,6 +51,11 @@ ALIASES: dict[str, FullKey] = {
 }
 """Keys that may be written without their section."""
 
+_FORMER: dict[str, tuple[str, dict[bool, list[str]]]] = {
+    "tensorboard": ("tracker", {True: ["tensorboard"], False: []}),
+}
+"""Key of an earlier release -> today's, and the values that took the place of true and false."""
+
 _OWNED: dict[FullKey, tuple[str, ...]] = {
     ("data", "dataset"): ("options",),
     ("model", "name"): ("options",),
@@ -137,7 +142,7 @@ def from_stored(stored: Any, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"expected keys and values, got {shown(stored)}")
     problems: list[Problem] = []
     tree = _Tree()
-    tree.value = plain(stored, problems)
+    tree.value = _expanded(Parsed(plain(stored, problems)), former_only=True).value
     given = _overrides(overrides, problems)
     tree.merge(given)
     named = _texts_in(given.value)
@@ -379,11 +384,24 @@ def _leaves(tree: Mapping[str, Any], full_key: FullKey = ()) -> Iterator[FullKey
             yield (*full_key, key)
 
 
-def _expanded(layer: Parsed) -> Parsed:
-    """Replace shorthands (`method: mib`, `task: 15-5`) by the full keys."""
+def _expanded(layer: Parsed, *, former_only: bool = False) -> Parsed:
+    """Replace shorthands (`method: mib`, `task: 15-5`) by the full keys, and keys of earlier releases by today's.
+
+    Args:
+        former_only: leave shorthands as they are.
+    """
     value: dict[str, Any] = {}
     origins = dict(layer.origins)
     for key, item in layer.value.items():
+        if key in _FORMER and isinstance(item, bool):
+            now, values = _FORMER[key]
+            value.setdefault(now, values[item])
+            if (key,) in origins:
+                origins.setdefault((now,), origins.pop((key,)))
+            continue
+        if former_only:
+            value[key] = item
+            continue
         full_key = ALIASES.get(key)
         if full_key is None and key in SHORTHAND and not isinstance(item, Mapping):
             full_key = SHORTHAND[key]
@@ -409,7 +427,7 @@ def _add_source(tree: _Tree, source: str | Path | Mapping[str, Any] | None, prob
 
 
 def _is_file_name(source: str) -> bool:
-    if source in presets.names(every=True):
+    if presets.is_preset(source):
         return False
     return source.endswith((".yaml", ".yml")) or "/" in source or Path(source).is_file()
 
@@ -437,7 +455,7 @@ def _add_layer(
     for key, name in named[:1]:
         if not isinstance(name, str):
             problems.append(((key,), "expected the name of a preset or a YAML file"))
-        elif key == "base" and name not in presets.names(every=True):
+        elif key == "base" and not presets.is_preset(name):
             _add_file(tree, folder / Path(name).expanduser(), problems, parents)
         else:
             try:

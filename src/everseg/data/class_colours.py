@@ -1,6 +1,7 @@
 """Colours for class ids, and pictures coloured by class id.
 
-Images are (H, W, 3) uint8 RGB, ids (H, W) integers. This module works without matplotlib.
+Images are (H, W, 3) uint8 RGB, ids (H, W) integers. This module works without matplotlib. Every function asks which id
+is the background: only a background is near-black. `None` says that there is none.
 """
 
 from __future__ import annotations
@@ -42,15 +43,18 @@ _ROWS = 256
 """Rows of an image that are mixed at once."""
 
 
-def palette(n: int) -> np.ndarray:
+def palette(n: int, *, background: int | None) -> np.ndarray:
     """Colours of the ids 0 ... n-1.
 
-    Every palette is the beginning of every longer one, so a class keeps its colour when the model grows. The first
-    seven class colours are those of Okabe and Ito. Each further colour is the one farthest from all earlier colours,
-    for normal and for red-green blind eyes (OKLab distance). Row 255 is the colour of ignored pixels.
+    With the same background, every palette is the beginning of every longer one, so a class keeps its colour when the
+    model grows. The first seven class colours are those of Okabe and Ito. Each further colour is the one farthest from
+    all earlier colours, for normal and for red-green blind eyes (OKLab distance). Row 255 is the colour of ignored
+    pixels.
 
     Args:
         n: number of ids. Above 255 the colours of the classes repeat; 255 is then a class like the others.
+        background: id of the background, which is near-black; None if there is none. Then no id below 254 is
+            near-black.
 
     Returns:
         (n, 3) uint8, RGB.
@@ -61,16 +65,17 @@ def palette(n: int) -> np.ndarray:
     if n < 0:
         raise ValueError(f"palette of {n} colours: 0 or more are possible")
     if n > _BYTES:
-        return all_colours()[_repeated(np.arange(n))]
-    return all_colours()[:n].copy()
+        return _in_order()[_positions(np.arange(n), background)]
+    return all_colours(background)[:n].copy()
 
 
-def colourise(ids: np.ndarray) -> np.ndarray:
+def colourise(ids: np.ndarray, *, background: int | None) -> np.ndarray:
     """Colour every id; ignored pixels are a fixed light grey.
 
     Args:
         ids: (H, W) integers. If they are uint16, they are ids of more than 255 classes: ignored is 65,535, and the
             colours repeat. Else ids are in 0 ... 255, and 255 is ignored.
+        background: id of the background, or None, as for `palette`.
 
     Returns:
         (H, W, 3) uint8.
@@ -79,16 +84,17 @@ def colourise(ids: np.ndarray) -> np.ndarray:
         ValueError: not two-dimensional integers, or an id out of range.
     """
     if ids.dtype == np.uint16 and ids.ndim == 2:
-        return all_colours()[np.where(ids == IGNORED_WIDE, IGNORED, _repeated(ids))]
-    return all_colours()[byte_ids(ids)]
+        return _in_order()[np.where(ids == IGNORED_WIDE, IGNORED, _positions(ids, background))]
+    return all_colours(background)[byte_ids(ids)]
 
 
-def overlay(image: np.ndarray, ids: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+def overlay(image: np.ndarray, ids: np.ndarray, alpha: float = 0.5, *, background: int | None) -> np.ndarray:
     """Lay the colours of `ids` over an image.
 
     Args:
         image: (H, W, 3) uint8.
         ids: (H, W) integers in 0 ... 255.
+        background: id of the background, or None, as for `palette`.
         alpha: opacity of the colours, 0 (image only) to 1 (colours only).
 
     Returns:
@@ -103,14 +109,18 @@ def overlay(image: np.ndarray, ids: np.ndarray, alpha: float = 0.5) -> np.ndarra
     mixed = np.empty_like(image)
     for start in range(0, len(image), _ROWS):  # floats of a large image would take many times its memory
         rows = slice(start, start + _ROWS)
-        colours = colourise(ids[rows]).astype(np.float32)
+        colours = colourise(ids[rows], background=background).astype(np.float32)
         mixed[rows] = np.rint((1.0 - alpha) * image[rows].astype(np.float32) + alpha * colours)
     return mixed
 
 
-def _repeated(ids: np.ndarray) -> np.ndarray:
-    """Rows of `all_colours` for ids of more than 255 classes: the background's for 0 only, then 254 over and over."""
-    return np.where(ids == 0, 0, 1 + (ids.astype(np.int64) - 1) % (IGNORED - 1))
+def _positions(ids: np.ndarray, background: int | None) -> np.ndarray:
+    """Rows of `_in_order`: the first for the background only, then 254 for the other ids over and over."""
+    empty = (
+        IGNORED - 1 if background is None else background
+    )  # its colour has to go somewhere: as far off as possible
+    ids = ids.astype(np.int64)
+    return np.where(ids == empty, 0, 1 + (ids - (ids > empty)) % (IGNORED - 1))
 
 
 _HUES = ((15, "red"), (45, "orange"), (70, "yellow"), (160, "green"), (195, "cyan"), (255, "blue"), (290, "purple"),
@@ -157,8 +167,16 @@ def check_pair(image: np.ndarray, ids: np.ndarray) -> None:
         raise ValueError(f"image is {image.shape[:2]}, ids are {ids.shape}: the same size is expected")
 
 
+@lru_cache(maxsize=16)
+def all_colours(background: int | None) -> np.ndarray:
+    """Colours of the ids 0 ... 255, (256, 3) uint8, read-only; row 255 = ignored."""
+    table = _in_order()[[*_positions(np.arange(IGNORED), background).tolist(), IGNORED]]
+    table.setflags(write=False)
+    return table
+
+
 @lru_cache(maxsize=1)
-def all_colours() -> np.ndarray:
+def _in_order() -> np.ndarray:
     """All colours, (256, 3) uint8, read-only: background, Okabe-Ito, then greedy farthest points; row 255 = ignored."""
     levels = np.arange(0, 256, 15)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)

@@ -29,7 +29,7 @@ from everseg.data.datasets.decode import (
     unpack_colour,
     whole,
 )
-from everseg.display import percent
+from everseg.display import counted, percent
 from everseg.errors import DataError, some
 from everseg.labels import IGNORED_WIDE
 
@@ -167,7 +167,8 @@ def decide(
         if foreign:
             what = "colours" if of["colours"] else "indices with palettes that differ"
             raise DataError(
-                f"{root}: {len(foreign)} masks of ids ({some(foreign, 3)}) beside masks of {what}; keep one kind"
+                f"{root}: {counted(len(foreign), 'mask')} of ids ({some(foreign, 3)}) beside masks of {what}; keep "
+                "one kind"
             )
         if of["indexed"]:
             _require_apart(root, of["indexed"], of["colours"], differ)
@@ -292,7 +293,7 @@ def void_doubts(files: Sequence[tuple[str, Mapping[int, int]]], value: int = 255
     even = len(steps) <= 8 and all(abs(v - value * (k + 1) / len(steps)) <= 1.5 for k, v in enumerate(steps))
     if alone and len(alone) == len(partly):
         found = (
-            f"{value} is in {len(alone)} masks ({places}), and in none of them with another object; "
+            f"{value} is in {counted(len(alone), 'mask')} ({places}), and in none of them with another object; "
             f"{some([str(i) for i in objects], 6)} is in other masks. {percent(lost / labelled)} % of the labelled "
             f"pixels carry {value}."
         )
@@ -300,7 +301,8 @@ def void_doubts(files: Sequence[tuple[str, Mapping[int, int]]], value: int = 255
         return ()
     elif lost > LOST_SHARE * labelled:
         found = (
-            f"{len(alone)} masks ({places}) show {value} and no other object; {percent(lost / labelled)} % of the "
+            f"no object but {value} is in {counted(len(alone), 'mask')} ({places}); {percent(lost / labelled)} % "
+            "of the "
             f"labelled pixels lie there (limit {percent(LOST_SHARE)} %)."
         )
     elif covered > VOID_SHARE * total:
@@ -366,8 +368,9 @@ def mixed_kinds(plain: Sequence[MaskFile], indexed: Sequence[MaskFile]) -> tuple
     return (
         Doubt(
             frozenset(grey | other),
-            f"{len(plain)} grey masks hold {some([str(i) for i in sorted(grey)], 8)} and {len(indexed)} indexed "
-            f"masks hold {some([str(i) for i in sorted(other)], 8)} with palettes of their own: two ways to count.",
+            f"{counted(len(plain), 'grey mask', 'holds', 'hold')} {some([str(i) for i in sorted(grey)], 8)} and "
+            f"{counted(len(indexed), 'indexed mask', 'holds', 'hold')} {some([str(i) for i in sorted(other)], 8)} with "
+            "palettes of their own: two ways to count.",
             "Export all masks in one way, or name every id: --classes NAME=ID,NAME=ID,...",
         ),
     )
@@ -396,7 +399,7 @@ def _strangers(files: Sequence[tuple[str, Mapping[int, int]]]) -> tuple[Doubt, .
     lines = []
     for ids in several:
         held = [name for name, counts in files if set(counts) & set(ids)]
-        lines.append(f"{some([str(i) for i in ids], 8)} in {len(held)} masks ({some(held, 2)})")
+        lines.append(f"{some([str(i) for i in ids], 8)} in {counted(len(held), 'mask')} ({some(held, 2)})")
     return (
         Doubt(
             frozenset(group),
@@ -421,7 +424,8 @@ def no_data_doubts(files: Sequence[tuple[int | None, Mapping[int, int]]]) -> tup
             doubts.append(
                 Doubt(
                     frozenset({value}),
-                    f"{count} masks call {value} 'no data' (GDAL_NODATA), on {percent(share)} % of the pixels",
+                    f"{counted(count, 'mask', 'calls', 'call')} {value} 'no data' (GDAL_NODATA), on "
+                    f"{percent(share)} % of the pixels",
                     f"pixels without annotation: --classes ignore={value} and a NAME=ID for every class; a class "
                     f"or the background: --classes NAME={value} and so on",
                     no_data=True,
@@ -585,7 +589,7 @@ def _file(job: tuple[Path, list[str], bool], index: int) -> MaskFile | str:
         return f"{name}: a mask of mode {picture.mode}"
     counts = value_counts(pixels.reshape(-1))
     if len(counts) > MANY and (kind == "colours" or pixels.dtype == np.uint8 or max(counts) > IGNORED_WIDE):
-        return f"{name}: {len(counts)} different values; no mask of classes"
+        return f"{name}: {counted(len(counts), 'different value')}; no mask of classes"
     if kind == "indexed" and _is_ramp(palette, counts):
         kind, palette = "ids", b""
     blocks = blocks_of(pixels)

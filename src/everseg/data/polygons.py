@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from everseg.config.checks import shown
+from everseg.display import counted
 from everseg.errors import DataError, some
 
 MAX_BYTES = 16 * 2**20
@@ -51,7 +52,7 @@ def parse(text: bytes) -> Annotation:
         DataError: any other content, also sizes and coordinates that cannot be meant; lists the first faults.
     """
     if len(text) > MAX_BYTES:
-        raise DataError(f"{len(text)} bytes, more than the limit of {MAX_BYTES} for polygon files")
+        raise DataError(f"{counted(len(text), 'byte')}, more than the limit of {MAX_BYTES} for polygon files")
     try:
         content = json.loads(text)
     except RecursionError:

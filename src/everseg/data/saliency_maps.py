@@ -15,7 +15,7 @@ from everseg.data.base import Dataset, Split, channels_of_split
 from everseg.data.batches.parallel import Progress, map_samples
 from everseg.data.channels import picture_of
 from everseg.data.writing import write_atomically
-from everseg.display import Piece, Result, percent
+from everseg.display import Piece, Result, counted, percent
 from everseg.errors import DataError, some
 
 SALIENT = 255
@@ -93,7 +93,8 @@ class Saliency(Result):
 
     def shown(self) -> Iterable[Piece]:
         yield (
-            f"maps of {self.images} images are in {self.out}: {percent(self.share, digits=0)} % of the pixels are "
+            f"maps of {counted(self.images, 'image')} are in {self.out}: {percent(self.share, digits=0)} % of the "
+            "pixels are "
             "salient (frequency-tuned saliency, Achanta et al. 2009: colours only, no detector)"
         )
         yield f"use them: data.extra.saliency={self.out}"
@@ -114,7 +115,7 @@ def write_saliency(dataset: Dataset, out: Path, split: str, progress: Progress |
     found = map_samples(_write, (images, out / split), len(images), progress=progress)
     if faults := [one for one in found if isinstance(one, str)]:
         listing = some(faults, between="\n  ")
-        raise DataError(f"{len(faults)} maps were not made:\n  {listing}")
+        raise DataError(f"{counted(len(faults), 'map', 'was', 'were')} not made:\n  {listing}")
     shares = [one for one in found if not isinstance(one, str)]
     return Saliency(out, len(shares), float(np.mean(shares)) if shares else 0.0)
 

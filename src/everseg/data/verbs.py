@@ -28,7 +28,7 @@ from everseg.data.proposal.naming import TwoReadingsError
 from everseg.data.proposal.preview import preview
 from everseg.data.saliency_maps import Saliency, write_saliency
 from everseg.data.writing import write_atomically
-from everseg.display import Piece, Result, escaped, table
+from everseg.display import Piece, Result, counted, escaped, table
 from everseg.errors import ConfigError, DataError, EversegError, some
 from everseg.files import real_path
 from everseg.labels import spelling
@@ -88,11 +88,13 @@ def check(
     notes = []
     if skip is not None:
         count = findings.write_skiplist(skip, report)
-        notes.append(f"{count} faulty samples in {skip}; leave them out with data.options.skip={skip}")
+        notes.append(
+            f"{counted(count, 'faulty sample')} in {skip}; leave them out with data.options.skip={skip}"
+        )
     if lock is not None and locked is None:
         findings.write_lock(lock, report)
         notes.append(
-            f"hashes of {len(report.digests)} samples in {lock}; the same command compares with them"
+            f"hashes of {counted(len(report.digests), 'sample')} in {lock}; the same command compares with them"
         )
     return replace(report, notes=tuple(notes))
 
@@ -465,7 +467,9 @@ def init(
             raise (
                 ConfigError(texts)
                 if all(isinstance(p, ConfigError) for p in problems)
-                else DataError("\n  ".join(texts if len(texts) == 1 else [f"{len(texts)} problems", *texts]))
+                else DataError(
+                    "\n  ".join(texts if len(texts) == 1 else [counted(len(texts), "problem"), *texts])
+                )
             )
         return _domains(out, dict(zip((_file_name(place.name) for place in sets), made, strict=True)))
 

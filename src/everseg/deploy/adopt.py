@@ -16,7 +16,7 @@ from everseg.data.batches.transforms import normalise
 from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of
-from everseg.display import Piece, Result
+from everseg.display import Piece, Result, counted
 from everseg.errors import CheckpointError, ConfigError, GateError, first_line, near_miss, some
 from everseg.files import UnreadableError, json_of, read_regular, read_text
 from everseg.interop.unwrap import tensors_of, weights_at
@@ -62,7 +62,7 @@ class Adopted(Result):
     def shown(self) -> Iterator[Piece]:
         yield f"check: {self.check}"
         yield from self.bundle.parity_text()
-        yield f"wrote {self.bundle.path}: {len(self.bundle.registry.classes)} classes"
+        yield f"wrote {self.bundle.path}: {counted(len(self.bundle.registry.classes), 'class')}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -142,7 +142,10 @@ def adopt(
             "--classes: this architecture's weights name no classes; give them: a,b,c or a file"
         )
     if len(names) != total:
-        raise ConfigError(f"--classes: the model has {total} outputs, {len(names)} names were given")
+        raise ConfigError(
+            f"--classes: the model has {counted(total, 'output')}, "
+            f"{counted(len(names), 'name', 'was', 'were')} given"
+        )
     space, notes = _space(names)
     contents = Contents(
         model, {"default": space}, form=InputForm("whole" if size is None else "resize", size, form),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from everseg.display import UNDEFINED, for_markdown, percent, printable
+from everseg.deploy.precisions import reduced_text
+from everseg.display import UNDEFINED, counted, for_markdown, percent, printable
 from everseg.errors import some
 from everseg.labels import BACKGROUND, is_background_name
 from everseg.runs.command import FROM_PYTHON
@@ -20,7 +21,12 @@ WEAK_ALONE = 0.3
 
 
 def model_card(
-    name: str, about: ModelFile, lineage: Mapping[str, Any], parameters: int, memory: int = 0
+    name: str,
+    about: ModelFile,
+    lineage: Mapping[str, Any],
+    parameters: int,
+    memory: int = 0,
+    vectors: int = 0,
 ) -> str:
     """Write the model card: classes, scores, origin and usage of the model.
 
@@ -30,11 +36,12 @@ def model_card(
         lineage: content of the bundle's `lineage.json`.
         parameters: number of weights.
         memory: number of images of the training data in the bundle.
+        vectors: number of samples of its features in the bundle.
     """
     history = lineage["history"]
     parts = [
         f"# {for_markdown(name)}",
-        _summary(about, lineage, parameters, memory),
+        _summary(about, lineage, parameters, memory, vectors),
         "## Classes",
         "\n".join(_classes(about.lasting_ids(name), history)),
         *_steps(history),
@@ -47,7 +54,7 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int, memory: int) -> str:
+def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int, memory: int, vectors: int) -> str:
     known = [entry for entry in about.lasting_ids("this").classes if entry.branches]
     branches = list(about.spaces)
     holds = (
@@ -56,9 +63,14 @@ def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int, memo
         if memory
         else "It holds no image of its training data."
     )
+    if vectors:
+        holds += (
+            f" It holds {vectors} vectors of its features on test images, without labels or places "
+            "(sketch.safetensors): a later extension asks them what the old classes lose."
+        )
     through = f", branches {', '.join(map(for_markdown, branches))}" if len(branches) > 1 else ""
     return (
-        f"A semantic-segmentation model: {len(known)} classes after {lineage['steps']} step"
+        f"A semantic-segmentation model: {counted(len(known), 'class')} after {lineage['steps']} step"
         f"{'' if lineage['steps'] == 1 else 's'}, `{_code(str(about.architecture['name']))}`, "
         f"{parameters / 1e6:.1f} M weights{through}. {_readout(about)}Written {lineage['created']} by everseg "
         f"{lineage['versions']['everseg']}. {holds}"
@@ -84,6 +96,10 @@ def _classes(registry: Registry, history: Sequence[Mapping[str, Any]]) -> Iterat
     """Yield the rows of the table of classes, with scores from the last step that tested each class."""
     found: dict[str, str] = {}
     for entry in history:
+        if changed := entry.get("changed"):
+            # A merged class was never tested as such.
+            found = {changed["rename"].get(name, name): text for name, text in found.items()}
+            continue
         tested: dict[str, list[str]] = {}
         for result, scores in entry["scores"].items():
             for name, value in scores["class_iou"].items():
@@ -110,6 +126,14 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "|---" * 8 + "|",
     ]
     for entry in history:
+        if changed := entry.get("changed"):
+            marks = [
+                str(entry["step"]),
+                entry["method"],
+                for_markdown(changed_text(changed)),
+                *[UNDEFINED] * 5,
+            ]
+            rows.append(f"| {' | '.join(marks)} |")
         for result, scores in entry["scores"].items():
             tested = next((source for source in entry["test"]), {"data": UNDEFINED, "images": 0})
             where = f"{tested['data']} ({tested['images']})" if len(entry["scores"]) == 1 else result
@@ -171,25 +195,30 @@ def _measures_old(entry: Mapping[str, Any], scores: Mapping[str, Any]) -> bool:
     return not old or any(value is not None for value in old)
 
 
+def changed_text(changed: Mapping[str, Any]) -> str:
+    """Say which classes a step without training dropped, merged and renamed."""
+    told = [f"without {name}" for name in changed["drop"]]
+    told += [f"{' + '.join(names)} = {new}" for new, names in changed["merge"].items()]
+    told += [f"{old} = {new}" for old, new in changed["rename"].items()]
+    return "; ".join(told)
+
+
 def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the section on classes whose IoU is far below the mean of the last step."""
-    if not history:
+    """Yield the section on classes whose IoU is far below the mean of the last step that was tested."""
+    last = next((entry for entry in reversed(history) if entry["scores"]), None)
+    if last is None:
         return
     found = []
     unmeasured = False
-    for scores in history[-1]["scores"].values():
+    for scores in last["scores"].values():
         mean = scores["miou"]["all"]
-        measured = _measures_old(history[-1], scores)
+        measured = _measures_old(last, scores)
         unmeasured = unmeasured or not measured
         found += [
             f"{name} ({percent(value)})"
             for name, value in scores["class_iou"].items()
             if value is not None and mean is not None
-            if (
-                value < WEAK * mean
-                if measured
-                else value < WEAK_ALONE and name in history[-1].get("classes", ())
-            )
+            if (value < WEAK * mean if measured else value < WEAK_ALONE and name in last.get("classes", ()))
         ]
     yield "## Weak classes"
     names = ", ".join(map(for_markdown, found)) or "none"
@@ -222,6 +251,9 @@ def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
     if lineage["parent"]:
         yield f"* Extended from the bundle {lineage['parent'][:12]}…"
     for entry in lineage["history"]:
+        if changed := entry.get("changed"):
+            yield f"* Step {entry['step']} changed classes without training: {for_markdown(changed_text(changed))}."
+            continue
         lists = ", ".join(
             f"{s['images']} of {for_markdown(s['data'])} ({s['sha256'][:12]}…)" for s in entry["train"]
         )
@@ -233,6 +265,9 @@ def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
             f"largest difference of a logit {parity['logit_difference']:.1e}, same class on "
             f"{percent(parity['equal_pixels'], digits=4)} % of the pixels."
         )
+    for branch, each in lineage.get("reduced", {}).items():
+        for precision, one in each.items():
+            yield f"* {for_markdown(reduced_text(branch, precision, one, len(lineage['reduced']) > 1))}."
     yield f"* Versions: {', '.join(f'{name} {number}' for name, number in lineage['versions'].items())}"
 
 
@@ -241,7 +276,7 @@ def at_sizes(parity: Mapping[str, Any]) -> str:
     sizes = parity["sizes"]
     if sizes and parity.get("one_size"):  # bundles of earlier versions have no such entry
         return f"at {' x '.join(map(str, sizes[0]))}, the only size that it takes"
-    return f"at {len(sizes)} sizes"
+    return f"at {counted(len(sizes), 'size')}"
 
 
 def _code(text: str) -> str:

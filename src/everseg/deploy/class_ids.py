@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from everseg.data.class_colours import palette
+from everseg.data.class_colours import BACKGROUND_COLOUR, palette
 from everseg.errors import ConfigError
 from everseg.labels import IGNORED, LabelSpace, known_as
 from everseg.runs.model_folder import MOST_IDS, BundleClass, Registry
@@ -35,6 +35,8 @@ def register(
     """
     known = {entry.name: replace(entry, branches=()) for entry in before.classes} if before else {}
     next_id = before.next_id if before else 0
+    empty = {space.names[space.background] for space in spaces.values() if space.background is not None}
+    background = next((entry.id for entry in known.values() if entry.colour == BACKGROUND_COLOUR), None)
     taken = dict.fromkeys(spaces, 0)  # branch -> outputs of earlier growths
     for step, grown in zip(steps, growth, strict=True):
         for branch, number in grown.items():
@@ -42,13 +44,16 @@ def register(
                 name = known_as(spelt, known)
                 if name != spelt and branch in known[name].branches:
                     name = spelt  # runs of older versions may hold both spellings in one branch: two outputs, two ids
-                # A new class gets the next free id, and the palette colour of that id.
+                # A new class gets the next free id, and the palette colour of that id. A background that is met after
+                # other classes is near-black, and every class keeps the colour that it has.
                 if name not in known:
                     if next_id >= MOST_IDS:
                         raise ConfigError(
                             f"class '{name}': masks of 16 bits hold {MOST_IDS} classes, and all ids are taken"
                         )
-                    red, green, blue = palette(next_id + 1)[next_id].tolist()
+                    if background is None and spelt in empty:
+                        background = next_id
+                    red, green, blue = palette(next_id + 1, background=background)[next_id].tolist()
                     known[name] = BundleClass(next_id, name, (red, green, blue), step, ())
                     next_id += 1
                 entry = known[name]

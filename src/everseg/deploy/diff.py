@@ -16,7 +16,7 @@ from everseg.data.channels import picture_of, same_channels
 from everseg.data.class_colours import colourise
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import image_files
-from everseg.display import OnceADictionary, Picture, Piece, percent, table
+from everseg.display import OnceADictionary, Picture, Piece, counted, percent, table
 from everseg.errors import ConfigError
 from everseg.inference.pictures import legend, shrink
 from everseg.inference.predict import LoadedModel, load
@@ -105,7 +105,7 @@ class Difference(OnceADictionary):
         ]
         count = len(self.images)
         title = (
-            f"{self.a} and {self.b}: pixels that differ, {percent(self.share)} % of {count} images; "
+            f"{self.a} and {self.b}: pixels that differ, {percent(self.share)} % of {counted(count, 'image')}; "
             "ranked by them, all classes counted"
         )
         columns = ["image", "percent", "which class became which (percent of the image)"]
@@ -161,7 +161,10 @@ def diff(
         model.check_alone()
         model.check_branch(domain)
     matched = _matched(models, domain)
-    names = [*models[0].spaces[_branch(models[0], domain)].names, *matched.unmatched_wanted]
+    spaces = [model.spaces[_branch(model, domain)] for model in models]
+    names = [*spaces[0].names, *matched.unmatched_wanted]
+    empty = {space.names[space.background] for space in spaces if space.background is not None}
+    background = next((i for i, name in enumerate(names) if name in empty), None)
     files = image_files(images, models[0].form.reading)
     rows, total, pixels = [], Counter[tuple[str, str]](), 0
     with Progress(quiet=quiet) as progress:
@@ -192,7 +195,7 @@ def diff(
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
         shown = [_compare(models, names, Path(images) / row["image"], domain) for row in rows[:largest]]
-        write_bytes(out / "diff.png", _sheet(shown, rows, names, (Path(a).name, Path(b).name)))
+        write_bytes(out / "diff.png", _sheet(shown, rows, names, background, (Path(a).name, Path(b).name)))
         result["sheet"] = str(out / "diff.png")
         write_json(out / "diff.json", result)
     return Difference.of(result, largest)
@@ -279,23 +282,27 @@ def _became(changed: Counter[tuple[str, str]], pixels: int) -> dict[str, Any]:
 
 
 def _sheet(
-    shown: Sequence[_Compared], rows: Sequence[dict[str, Any]], names: Sequence[str], titles: tuple[str, str]
+    shown: Sequence[_Compared],
+    rows: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    background: int | None,
+    titles: tuple[str, str],
 ) -> bytes:
     """Draw the sheet: a row for each image, and a legend.
 
     A row shows the image, both predictions, and the second prediction where the two differ.
     """
     font = ImageFont.load_default(size=14)
-    pictures = [_pictures(compared) for compared in shown]
+    pictures = [_pictures(compared, background) for compared in shown]
     widths = [max(row[column].shape[1] for row in pictures) for column in range(4)]
-    key = legend(list(names))
+    key = legend(list(names), background=background)
     width = sum(widths) + 5 * GAP + key.shape[1]
     height = sum(row[0].shape[0] + CAPTION for row in pictures) + CAPTION + GAP
     sheet = Image.new("RGB", (width, max(height, key.shape[0] + CAPTION)), "white")
     draw = ImageDraw.Draw(sheet)
     lefts = np.cumsum([GAP, *(w + GAP for w in widths)]).tolist()
-    for left, title in zip(lefts, ("image", *titles, "difference"), strict=False):
-        draw.text((left, 3), title, fill=(20, 20, 20), font=font)
+    for left, room, title in zip(lefts, widths, ("image", *titles, "difference"), strict=False):
+        draw.text((left, 3), shortened(title, room, font), fill=(20, 20, 20), font=font)
     top = CAPTION
     for row, told in zip(pictures, rows, strict=False):
         for left, picture in zip(lefts, row, strict=False):
@@ -314,8 +321,21 @@ def _sheet(
     return buffer.getvalue()
 
 
-def _pictures(compared: _Compared) -> list[np.ndarray]:
+def shortened(text: str, room: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Leave out the middle of a text that is wider than `room` pixels: names of bundles differ at their ends."""
+    for left_out in range(1, len(text)):
+        if font.getlength(text) <= room:
+            break
+        kept = len(text) - left_out
+        middle = f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
+        if font.getlength(middle) <= room:
+            return middle
+    return text
+
+
+def _pictures(compared: _Compared, background: int | None) -> list[np.ndarray]:
     # Pixels on which both agree show a pale grey image, so that the colours of the others stand out.
     grey = np.repeat(compared.image.mean(axis=2, keepdims=True) * 0.4 + 140, 3, axis=2).astype(np.uint8)
-    differs = np.where((compared.a != compared.b)[..., None], colourise(compared.b), grey)
-    return [shrink(p, *CELL) for p in (compared.image, colourise(compared.a), colourise(compared.b), differs)]
+    a, b = (colourise(ids, background=background) for ids in (compared.a, compared.b))
+    differs = np.where((compared.a != compared.b)[..., None], b, grey)
+    return [shrink(p, *CELL) for p in (compared.image, a, b, differs)]

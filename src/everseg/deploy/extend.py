@@ -5,48 +5,65 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
-from everseg.config.fields import DataConfig, RunConfig, TrainConfig
+from everseg import registry
+from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig, TrainConfig
 from everseg.config.loading import difference, from_stored, refuse_own_code
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.deploy.bundle import Bundle, new_folder, open_bundle, write_bundle
-from everseg.deploy.export import of_run, recipe_of
-from everseg.deploy.old_classes import LOOKED, Gate, Kept, Pair, estimated, measured, seen_in_background
+from everseg.deploy.export import of_run, recipe_of, sketch_of_run
+from everseg.deploy.old_classes import (
+    LOOKED,
+    Gate,
+    Kept,
+    Pair,
+    estimated,
+    fit,
+    measured,
+    seen_in_background,
+    together,
+    unlabelled,
+)
 from everseg.deploy.onnx import require_onnx
+from everseg.deploy.reclass import ClassChanges, ClassEdits, change_classes
 from everseg.deploy.trial_images import images_of, images_of_run
-from everseg.display import Piece, Result, percent
+from everseg.display import Piece, Result, counted, percent
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
 from everseg.engine.step import iterations_of
-from everseg.errors import CheckpointError, ConfigError, GateError, some
+from everseg.errors import CheckpointError, ConfigError, DataError, GateError, some
 from everseg.files import real_path
 from everseg.inference.count import user_builder
 from everseg.models.build import configured_name
 from everseg.progress import Progress, seconds_of, time_text
-from everseg.registry import BUILTIN
 from everseg.reports.figures import curves_of
 from everseg.reports.html import NAME as REPORT
 from everseg.reports.html import report_at_the_end
 from everseg.runs.commit import verify
 from everseg.runs.memory import Memory, read_memory
+from everseg.runs.model_edits import check_branch_name
 from everseg.runs.model_folder import is_bundle
 from everseg.runs.results import OnNew, Results, StepResults, Taught
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.signature import require_signature as signed
+from everseg.runs.sketch import Sketch, read_sketch
 from everseg.scenarios.steps import Source
 
 How = Literal["quick", "balanced", "thorough"]
 """How thoroughly a model is extended, in a word."""
+OldVal = str | Path | Sequence[str] | None
+"""What `--old-val` names: data, or "NAME=DATA" for each of several branches."""
 _TRIED = 6
 """Iterations that a preview measures."""
 
@@ -76,9 +93,9 @@ class Preview(Result):
         yield f"taught: {', '.join(self.taught) or 'no new class'}; refined: {', '.join(self.refined) or 'none'}"
         yield f"kept:   {', '.join(self.kept) or 'nothing else is known'}; method {self.method}"
         yield (
-            f"time:   about {time_text(self.seconds)} here: {self.iterations} iterations of "
+            f"time:   about {time_text(self.seconds)} here: {counted(self.iterations, 'iteration')} of "
             f"{self.seconds_per_iteration:.2g} s (the median of {_TRIED}, measured now), and the tests on "
-            f"{self.test_images} images"
+            f"{counted(self.test_images, 'image')}"
         )
         yield "dry run: nothing was kept"
 
@@ -143,22 +160,29 @@ class Extension(Result):
 def extend(
     bundle: str | Path,
     *,
-    data: str | Path,
+    data: str | Path | None = None,
     add: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    merge: Mapping[str, Sequence[str]] | None = None,
+    rename: Mapping[str, str] | None = None,
     method: str | None = None,
     how: How | None = None,
     budget: str | None = None,
     out: str | Path | None = None,
     keep_at_least: float | None = None,
     keep_each_at_least: float | None = None,
-    old_val: str | Path | None = None,
+    old_val: OldVal = None,
+    domain: str | None = None,
+    like: str | None = None,
+    shared: bool = False,
     images: str | Path | None = None,
     onnx: bool | None = None,
     overrides: Sequence[str] = (),
+    require_signature: str | Path | None = None,
     model: str | None = None,
     quiet: bool = False,
-) -> Extension:
-    """Teach a bundle's model further classes, or refine it on more images, without its old data.
+) -> Extension | ClassChanges:
+    """Teach a bundle's model further classes, more images, or another place or device, without its old data.
 
     The bundle itself is not changed.
 
@@ -171,6 +195,10 @@ def extend(
         data: a data.yaml (or a data set's name, with `data.root=DIR` in `overrides`) that labels the new classes.
         add: names of the new classes, in any spelling (`everseg.labels.spelling`). The bundle spells them as the data
             do. () refines the classes that the bundle knows and the data label.
+        drop: classes that the model loses.
+        merge: new class -> the classes that become one under its name.
+        rename: class -> its new name. These three need no training. Without `data` nothing else happens; with data the
+            model is extended afterwards, from a bundle of the changed classes, `<name of the new bundle>-classes`.
         method: the method that preserves the old classes. Default "mib"; without new classes, and for a model without
             background, "complete".
         how: instead of a method: "quick" (the classifiers alone are trained, with `add` only the new one), "balanced"
@@ -180,29 +208,66 @@ def extend(
         out: a new folder; default the bundle's name with -v2, -v3, ...
         keep_at_least: share of the old classes' quality that must be left, 0 to 1. Below it, no new bundle is written.
         keep_each_at_least: the same share for every old class that is judged.
-        old_val: data with labels of old classes, for measuring that share. Without such data the share is estimated.
+        old_val: data with labels of old classes, for measuring that share. Without such data the share is estimated. Of
+            a bundle with several branches: "NAME=DATA" for each branch or domain that is to be measured.
+        domain: the place or device that the new data come from. A name that the bundle knows takes its branch. A new
+            name gets a branch of its own, which begins as a copy of the nearest one.
+        like: the branch that is nearest; default the one whose classes fit the labels of some new images best.
+        shared: a new name takes that nearest branch itself.
         images: as for `export`.
         onnx: write the ONNX file; by default if the old bundle has one.
         overrides: "key=value" as for `run`.
+        require_signature: file of the public key that must have signed the bundle (`everseg sign`).
         model: FILE.py:NAME of your own architecture, if the bundle has one.
+
+    Returns:
+        The extension; or without data the changes of the classes.
 
     Raises:
         ConfigError: the data lack a new class, the bundle knows it already, or the folder exists.
         GateError: less quality is left than required. The run is kept, but no bundle is written.
         EversegError: as `run`.
     """
+    if require_signature is not None:
+        signed(Path(bundle), require_signature)
     source = open_bundle(bundle)
     target = Path(out) if out is not None else _next_name(source.path)
+    edits = ClassEdits.of(drop, merge, rename)
+    if data is None:
+        _needs_no_data(edits, add, domain, overrides)
+        return change_classes(source, target, edits, images=images, onnx=onnx, builder=_builder(model))
+    if edits:
+        between = target.with_name(f"{target.name}-classes")
+        changed = change_classes(source, between, edits, onnx=False, builder=_builder(model))
+        source = open_bundle(between)
+        for line in changed.lines:
+            Progress(quiet=quiet).message(line)
     gate = Gate(keep_at_least, keep_each_at_least)
     with_onnx = bool(source.about.onnx) if onnx is None else onnx
     if with_onnx:
         require_onnx()
-    config = _within(
-        budget,
-        _Asked(source, data, tuple(add), method, how, tuple(overrides), model),
-        target.name,
-        Progress(quiet=quiet),
-    ).configuration(target.name)
+    asked = _Asked(source, data, tuple(add), method, how, tuple(overrides), model)
+    asked = asked.at(domain, like, shared, Progress(quiet=quiet))
+    asked = _within(budget, asked, target.name, Progress(quiet=quiet))
+    return _extended(asked, target, gate, _old_data(old_val, source), with_onnx, images, quiet)
+
+
+def _extended(
+    asked: _Asked,
+    target: Path,
+    gate: Gate,
+    measured_on: Mapping[str, str],
+    with_onnx: bool,
+    images: str | Path | None,
+    quiet: bool,
+) -> Extension:
+    """Do what `extend` is asked for, once it is decided.
+
+    Args:
+        target: the new bundle.
+        measured_on: branch -> data that its old classes are measured on.
+    """
+    source, config = asked.source, asked.configuration(target.name)
     folder = RunFolder(Path(config.out) / config.name)
     # A killed call may have written the bundle already; only other things in its place are refused here.
     if not is_bundle(target):
@@ -212,22 +277,30 @@ def extend(
     begun = bool(folder.finished_steps)
     builder = user_builder(config.model)
     # a finished run that is measured on other data does not need the new data
-    measures_only = begun and old_val is not None
+    measures_only = begun and measured_on.keys() == source.spaces.keys()
     prepared = None if measures_only else prepare(config.data, config.scenario, progress, seed=config.seed)
     if prepared is not None and not begun:
         if is_bundle(target):
             new_folder(target)
-        _tell(source, prepared, config.data, config.train, builder, old_val is not None, progress)
+        for line in _lines(
+            source, prepared, config.data, config.scenario, config.train, builder, bool(measured_on)
+        ):
+            progress.message(line)
     execute(config, quiet=quiet)
     index = source.steps
     accelerator = make_accelerator(config.train, training=False)
-    pair, batch = _pair(folder, index, builder, accelerator.device), config.train.eval_batch
-    if prepared is not None and old_val is None:
-        test = prepared.steps[0].test[0]
-        kept = estimated(pair, test, prepared.datasets, config.data, accelerator, batch=batch)
-    else:
-        old_data = _labelled(config.data, str(old_val))
-        kept = measured(pair, old_data, config.data, config.scenario, accelerator, progress, batch=batch)
+    pairs = _pairs(folder, index, builder, accelerator.device, source.spaces)
+    kept = _kept(
+        pairs,
+        prepared,
+        measured_on,
+        config.data,
+        config.scenario,
+        accelerator,
+        progress,
+        config.train.eval_batch,
+        read_sketch(source.path),
+    )
     results = StepResults(folder, index)
     new = tuple(
         one for name, entry in results.scores.items() for one in results.taught(name, entry["new_classes"])
@@ -248,7 +321,7 @@ def extend(
         raise GateError(_failed(source, folder, target, kept, new, why))
     if processes.is_main_process:
         memory = read_memory(source.path) is not None and read_memory(folder.final(index)) is not None
-        _write(target, folder, index, builder, told, with_onnx, images, overrides, memory)
+        _write(target, folder, index, builder, told, with_onnx, images, asked.overrides, memory, source)
     processes.wait_for_everyone()
     notes = (*(prepared.notes if prepared is not None else ()), *kept.notes)
     return Extension(open_bundle(target), folder.path, kept, new, gate, on_new, notes)
@@ -257,16 +330,22 @@ def extend(
 def preview(
     bundle: str | Path,
     *,
-    data: str | Path,
+    data: str | Path | None = None,
     add: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    merge: Mapping[str, Sequence[str]] | None = None,
+    rename: Mapping[str, str] | None = None,
     method: str | None = None,
     how: How | None = None,
     budget: str | None = None,
     overrides: Sequence[str] = (),
     model: str | None = None,
-    old_val: str | Path | None = None,
+    old_val: OldVal = None,
+    domain: str | None = None,
+    like: str | None = None,
+    shared: bool = False,
     quiet: bool = False,
-) -> Preview:
+) -> Preview | ClassChanges:
     """Say what `extend` with the same arguments would teach and keep, and measure how long it would take here.
 
     A few iterations run in a temporary folder, in this process alone.
@@ -274,9 +353,52 @@ def preview(
     Raises:
         EversegError: as `extend`, as far as it can be known before the training.
     """
-    asked = _Asked(open_bundle(bundle), data, tuple(add), method, how, tuple(overrides), model)
     progress = Progress(quiet=quiet)
-    return _previewed(_within(budget, asked, None, progress), progress, measuring=old_val is not None)
+    source, edits = open_bundle(bundle), ClassEdits.of(drop, merge, rename)
+    if data is None:
+        _needs_no_data(edits, add, domain, overrides)
+        target = _next_name(source.path)
+        return change_classes(source, target, edits, builder=_builder(model), dry_run=True)
+    with tempfile.TemporaryDirectory(prefix="everseg-preview-") as place:
+        if edits:
+            between = Path(place) / real_path(source.path).name
+            changed = change_classes(source, between, edits, onnx=False, builder=_builder(model))
+            source = open_bundle(between)
+            for line in changed.lines:
+                progress.message(line)
+        asked = _Asked(source, data, tuple(add), method, how, tuple(overrides), model)
+        asked = asked.at(domain, like, shared, progress)
+        return _previewed(_within(budget, asked, None, progress), progress, measuring=old_val is not None)
+
+
+def _needs_no_data(
+    edits: ClassEdits, add: Sequence[str], domain: str | None, overrides: Sequence[str]
+) -> None:
+    """Stop unless something is asked for that needs no data, and nothing else is.
+
+    Raises:
+        ConfigError: something is.
+    """
+    if not edits:
+        raise ConfigError(
+            "--data: name the new images (a data.yaml); only --drop, --merge and --rename need none"
+        )
+    needing = [f"--add {','.join(add)}"] * bool(add) + [f"--domain {domain}"] * bool(domain) + list(overrides)
+    if needing:
+        raise ConfigError(f"{', '.join(needing)}: this needs new images; name them with --data")
+
+
+def _builder(model: str | None) -> Any:
+    return None if model is None else registry.resolve("model", model)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the images of an extension come from, and which branch they take; see `ScenarioConfig`."""
+
+    domain: str | None = None
+    branch: str | None = None
+    like: str | None = None
 
 
 @dataclass(frozen=True)
@@ -290,11 +412,72 @@ class _Asked:
     how: How | None
     overrides: tuple[str, ...]
     model: str | None
+    place: Place = field(default_factory=Place)
 
     def configuration(self, name: str) -> RunConfig:
         return configuration(
-            self.source, self.data, self.add, self.method, name, self.overrides, self.model, self.how
+            self.source,
+            self.data,
+            self.add,
+            self.method,
+            name,
+            self.overrides,
+            self.model,
+            self.how,
+            self.place,
         )
+
+    def at(self, domain: str | None, like: str | None, shared: bool, progress: Progress) -> _Asked:
+        """Decide which branch the new images take.
+
+        Raises:
+            ConfigError: names that do not fit each other or the bundle.
+        """
+        known = {**{branch: branch for branch in self.source.spaces}, **self.source.about.domains}
+        if domain is None or domain in known:
+            if like is not None or shared:
+                which = "names a new place" if domain is None else f"'{domain}' has a branch already"
+                raise ConfigError(
+                    f"--like, --shared: they choose the branch of a new place; --domain {which}"
+                )
+            return self if domain is None else replace(self, place=Place(domain, known[domain]))
+        if like is not None and like not in known:
+            raise ConfigError(f"--like {like}: the bundle knows {', '.join(known)}")
+        if not shared:
+            check_branch_name(domain)
+        origin = known[like] if like is not None else self.nearest(progress)
+        return replace(self, place=Place(domain, origin) if shared else Place(domain, domain, origin))
+
+    def nearest(self, progress: Progress) -> str:
+        """Find the branch that labels some of the new images best, by mean IoU over the classes that it shares.
+
+        It is the first one if no branch shares a class.
+        """
+        first, *others = self.source.spaces
+        if not others:
+            return first
+        found = dict[str, float]()
+        for branch in (first, *others):
+            config = replace(
+                self, add=(), method="complete", how=None, place=Place(None, branch)
+            ).configuration("nearest")
+            try:
+                prepared = prepare(config.data, config.scenario, Progress(quiet=True), seed=config.seed)
+            except DataError:  # no class in common
+                found[branch] = -1.0
+                continue
+            builder = user_builder(config.model)
+            accelerator = make_accelerator(config.train.model_copy(update={"threads": None}), training=False)
+            found[branch] = fit(
+                self.source.model(builder), prepared.steps[0].train[0], self.source.spaces[branch],
+                prepared.datasets, config.data, accelerator, batch=config.train.eval_batch,
+            )  # fmt: skip
+        best = max(found, key=lambda branch: found[branch])
+        told = ", ".join(f"{branch} {percent(value)}" for branch, value in found.items() if value >= 0)
+        progress.message(
+            f"nearest: {best} ({told or 'none shares a class with the data'}; mIoU on some new images)"
+        )
+        return best
 
 
 def _within(budget: str | None, asked: _Asked, name: str | None, progress: Progress) -> _Asked:
@@ -357,14 +540,14 @@ def _previewed(asked: _Asked, progress: Progress, measuring: bool) -> Preview:
     prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
     (step,) = prepared.steps
     began = perf_counter()
-    lines = tuple(_lines(source, prepared, config.data, config.train, builder, measuring))
+    lines = tuple(_lines(source, prepared, config.data, config.scenario, config.train, builder, measuring))
     # The check of the background has sent some training images through the deployed model: what a test costs, too.
     looked = min(LOOKED, len(step.train[0].indices))
     per_image = (perf_counter() - began) / looked
     with tempfile.TemporaryDirectory(prefix="everseg-preview-") as place:
         few = {"max_iterations": _TRIED, "log_every": 1, "checkpoint_every": 10**6}
         small = config.model_copy(
-            update={"out": place, "tensorboard": False, "train": config.train.model_copy(update=few)}
+            update={"out": place, "tracker": [], "train": config.train.model_copy(update=few)}
         )
         curves = curves_of(Results(execute(small, quiet=True, dry_run=True)).journal)
     rate = next(iter(curves.speed.values()))["images_per_second"] if curves is not None else 0.0
@@ -396,11 +579,13 @@ def configuration(
     overrides: Sequence[str] = (),
     model: str | None = None,
     how: How | None = None,
+    place: Place | None = None,
 ) -> RunConfig:
     """Build the configuration of the run that teaches a bundle's model further classes.
 
     Args:
         how: as for `extend`.
+        place: which branch the data take; default the only one.
 
     Raises:
         ConfigError: the overrides are wrong, or the model has a user-defined architecture and `model` does not name it.
@@ -425,13 +610,17 @@ def configuration(
         form["evaluation"], train["eval_batch"] = "whole", 1
     architecture = source.about.architecture
     scenario = recipe.get("scenario", {})
-    memory = _memory(scenario.pop("memory", None), read_memory(source.path))
+    place = place or Place()
+    origin = source.spaces.get(place.like or place.branch or next(iter(source.spaces)))
+    several = len(source.spaces) > 1 or place.like is not None
+    # The images of a memory are of the places before; a batch is of one branch.
+    memory = _memory(scenario.pop("memory", None), None if several else read_memory(source.path))
     base = {
         "name": name,
         "data": {**recipe.get("data", {}), **form, "dataset": str(data)},
         "scenario": {
             "protocol": "sequential", **scenario, **memory, "kind": "extension",
-            "bundle": str(source.path), "task": [list(add)] if add else [],
+            "bundle": str(source.path), "task": [list(add)] if add else [], **asdict(place),
         },
         "model": {"name": configured_name(architecture["name"]), "options": architecture["options"]},
         "train": {**train, "lr_next": None},
@@ -443,12 +632,17 @@ def configuration(
         raise CheckpointError(
             f"{source.path}: this everseg does not understand how its model was trained: {error}"
         ) from None
-    settings = _settings_of(how, method, source, bool(add))
-    without = all(space.background is None for space in source.spaces.values())
-    method = method or ("mib" if add and not without else "complete")
+    settings = _settings_of(how, method, source, bool(add), several, place.like is not None)
+    without = origin is not None and origin.background is None
+    method = method or ("mib" if add and not without and not several else "complete")
     chosen = [f"method={method}", *settings, *([f"model={model}"] if model else []), *overrides]
     config = from_stored(base, chosen)
-    if without and add and config.method.name != "complete" and config.method.name in BUILTIN["method"]:
+    if (
+        without
+        and add
+        and config.method.name != "complete"
+        and config.method.name in registry.BUILTIN["method"]
+    ):
         raise ConfigError(
             f"method '{config.method.name}': the model of {source.path} has no background class, so pixels without a "
             "label would all become the new class. Use method=complete (the default here): there it teaches what the "
@@ -458,8 +652,15 @@ def configuration(
     return config
 
 
-def _settings_of(how: How | None, method: str | None, source: Bundle, adds: bool) -> list[str]:
+def _settings_of(
+    how: How | None, method: str | None, source: Bundle, adds: bool, several: bool, new_branch: bool
+) -> list[str]:
     """The settings that a word stands for.
+
+    Args:
+        adds: there are new classes.
+        several: the model has several branches, the new one included.
+        new_branch: the images take a new branch.
 
     Raises:
         ConfigError: a method is given too, the word is unknown, or the bundle holds no images for "thorough".
@@ -475,10 +676,16 @@ def _settings_of(how: How | None, method: str | None, source: Bundle, adds: bool
             f"--how thorough trains on images of earlier steps again, and {source.path} holds none; everseg export RUN "
             "--memory puts them into a bundle (scenario.memory), or take --how balanced"
         )
+    if how == "thorough" and several:
+        raise ConfigError(
+            "--how thorough: the images of earlier steps in the bundle are of one place, and the model has several "
+            "branches; take --how balanced"
+        )
     if how != "quick":
         return []
-    frozen = [f"method.freeze_{part}=true" for part in ("encoder", "decoder", "norm")]
-    return [*frozen, *(["method.freeze_heads=old"] if adds else [])]
+    # Of several branches, the trained one's own norms and adapters are what a new place needs.
+    frozen = [f"method.freeze_{part}=true" for part in ("encoder", "decoder", *([] if several else ["norm"]))]
+    return [*frozen, *(["method.freeze_heads=old"] if adds and not new_branch else [])]
 
 
 def _memory(recipe: Any, memory: Memory | None) -> dict[str, Any]:
@@ -494,31 +701,36 @@ def _memory(recipe: Any, memory: Memory | None) -> dict[str, Any]:
     return {"memory": {**kept, "size": memory.size, "selection": selection, "keep": "files"}}
 
 
-def _tell(
+def _lines(
     source: Bundle,
     prepared: Prepared,
     data: DataConfig,
+    scenario: ScenarioConfig,
     train: TrainConfig,
     builder: Any,
     measuring: bool,
-    progress: Progress,
-) -> None:
-    """Print what is known before the training: classes, images, and what the deployed model finds in the new data."""
-    for line in _lines(source, prepared, data, train, builder, measuring):
-        progress.message(line)
-
-
-def _lines(
-    source: Bundle, prepared: Prepared, data: DataConfig, train: TrainConfig, builder: Any, measuring: bool
 ) -> Iterator[str]:
-    """What `_tell` prints."""
+    """Say what is known before the training: classes, images, and what the deployed model finds in the new data."""
     (step,) = prepared.steps
     images = step.train[0]
-    space = next(iter(source.spaces.values()))
+    origin = images.branch if images.branch in source.spaces else str(scenario.like)
+    space = source.spaces[origin]
     yield (
-        f"bundle: {len(space.names)} classes after {source.steps} step{'s' * (source.steps != 1)}, "
+        f"bundle: {counted(len(space.names), 'class')} after {source.steps} step{'s' * (source.steps != 1)}, "
         f"{source.digest[:12]}…; no old data are needed"
     )
+    if scenario.domain is not None:
+        how = (
+            f"goes through the branch '{origin}', with the places that use it already"
+            if images.branch == origin
+            else f"gets a branch of its own, which begins as a copy of '{origin}'"
+        )
+        yield f"place:  '{scenario.domain}' {how}; the model has the branches {', '.join(step.spaces)}"
+    if len(step.spaces) > 1 and read_memory(source.path) is not None:
+        yield (
+            "note:   the bundle's images of earlier steps are not trained on and not passed on: they are of one place, "
+            "and the model has several branches"
+        )
     # Old classes that the table of the training source maps to their train ids, so their labels are used.
     also = sorted(
         {space.names[i] for i in set(images.lut) if i < space.num_classes and i != space.background}
@@ -531,14 +743,15 @@ def _lines(
     names = step.spaces[images.branch].names[space.num_classes :] or also
     shown = [_showing(prepared, images, one) for one in names]
     yield (
-        f"data:   {len(images.indices)} training images, "
+        f"data:   {counted(len(images.indices), 'training image')}, "
         + ", ".join(f"{number} with {name}" for name, number in zip(names, shown, strict=True))
         + f"; {labelled}"
     )
     accelerator = make_accelerator(train.model_copy(update={"threads": None}), training=False)
     seen = seen_in_background(
-        source.model(builder), space, images, prepared.datasets, data, accelerator, batch=train.eval_batch
-    )
+        source.model(builder), space, replace(images, branch=origin), prepared.datasets, data, accelerator,
+        batch=train.eval_batch,
+    )  # fmt: skip
     blank = "ignored" if space.background is None else "background"
     if seen:
         listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
@@ -567,12 +780,77 @@ def _showing(prepared: Prepared, source: Source, name: str) -> int:
     return int((pixels > 0).any(axis=1).sum())
 
 
-def _pair(folder: RunFolder, index: int, builder: Any, device: torch.device) -> Pair:
-    """Load the models before and after the step, and move them to the device."""
+def _pairs(
+    folder: RunFolder, index: int, builder: Any, device: torch.device, branches: Iterable[str]
+) -> dict[str, Pair]:
+    """Load the models before and after the step, and move them to the device: for each branch the two and its classes.
+
+    Args:
+        branches: those of the bundle. A branch that the step made is none of them: it has nothing to keep.
+    """
     before, old, _, _ = folder.load_final(index - 1, builder)
     after, new, _, _ = folder.load_final(index, builder)
-    (branch,) = old
-    return Pair(before.to(device), after.to(device), old[branch], new[branch], branch)
+    before, after = before.to(device), after.to(device)
+    return {branch: Pair(before, after, old[branch], new[branch], branch) for branch in branches}
+
+
+def _kept(
+    pairs: Mapping[str, Pair],
+    prepared: Prepared | None,
+    measured_on: Mapping[str, str],
+    data: DataConfig,
+    scenario: ScenarioConfig,
+    accelerator: Accelerator,
+    progress: Progress,
+    batch: int,
+    sketches: Mapping[str, Sketch],
+) -> Kept:
+    """Measure what is left of each branch where there are data for it, and estimate it where there are none.
+
+    Args:
+        prepared: the new data; may be None where all branches are measured.
+        measured_on: branch -> data.
+        batch: images at once.
+        sketches: branch -> the samples of its features that the bundle holds.
+    """
+    parts = dict[str, Kept]()
+    for branch, pair in pairs.items():
+        if branch in measured_on:
+            old_data = _labelled(data, measured_on[branch])
+            parts[branch] = measured(pair, old_data, data, scenario, accelerator, progress, batch=batch)
+        else:
+            assert prepared is not None
+            (test,) = prepared.steps[0].test
+            if test.branch != branch:
+                test = unlabelled(test, branch, pair.old)
+            parts[branch] = estimated(
+                pair, test, prepared.datasets, data, accelerator, batch=batch, sketch=sketches.get(branch)
+            )
+    return together(parts)
+
+
+def _old_data(old_val: OldVal, source: Bundle) -> dict[str, str]:
+    """Branch -> the data that its old classes are measured on.
+
+    Raises:
+        ConfigError: it is open which branch is meant, or two are given for one.
+    """
+    given = [] if old_val is None else [old_val] if isinstance(old_val, str | Path) else list(old_val)
+    known = {**{branch: branch for branch in source.spaces}, **source.about.domains}
+    found = dict[str, str]()
+    for one in map(str, given):
+        name, sign, data = one.partition("=")
+        if not (sign and name in known):
+            if len(source.spaces) > 1:
+                raise ConfigError(
+                    f"--old-val {one}: the bundle has several branches; say whose classes these data label: "
+                    f"--old-val NAME={one}, NAME one of {', '.join(known)}"
+                )
+            name, data = next(iter(known)), one
+        if known[name] in found:
+            raise ConfigError(f"--old-val {one}: the branch '{known[name]}' has data already")
+        found[known[name]] = data
+    return found
 
 
 def _labelled(data: DataConfig, name: str) -> Dataset:
@@ -591,6 +869,7 @@ def _write(
     images: str | Path | None,
     overrides: Sequence[str],
     memory: bool,
+    source: Bundle,
 ) -> None:
     """Write the new bundle, unless this run has written it already."""
     if is_bundle(target):
@@ -598,6 +877,14 @@ def _write(
             new_folder(target)  # another model's bundle is there: raises
         return
     contents = of_run(folder, index, builder, kept, memory=memory)
+    before, _, _, _ = folder.load_final(index - 1, builder)
+    contents.sketch = sketch_of_run(
+        folder,
+        contents,
+        [text for text in overrides if text.startswith("data")],
+        before=before,
+        old=read_sketch(source.path),
+    )
     pictures: list[np.ndarray] = []
     where = ""
     if onnx:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from everseg.deploy.bundle import Bundle, new_folder, open_bundle
+from everseg.deploy.card import changed_text
 from everseg.display import UNDEFINED, Piece, Result, percent, table
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.files import real_path
@@ -193,7 +194,9 @@ def _ancestors(source: Bundle, at_hand: Mapping[str, Path]) -> list[Ancestor]:
 
 
 def taught_text(entry: Mapping[str, Any]) -> str:
-    """Name what a step of a bundle's history taught."""
+    """Name what a step of a bundle's history taught or changed."""
+    if changed := entry.get("changed"):
+        return changed_text(changed)
     names = [name for name in entry["classes"] if not is_background_name(name)]
     return some(names, 6) if names else "more images"
 
@@ -205,6 +208,8 @@ def _rows(entry: Mapping[str, Any]) -> Iterator[list[str]]:
     tested = "; ".join(f"{s['images']} of {s['data']}" for s in entry["test"])
     left = entry.get("kept") or {}
     kept = percent(left["share"]) + (" est." if left["how"] == "estimated" else "") if left else UNDEFINED
+    if not entry["scores"]:
+        yield [str(entry["step"]), entry["method"], taught, *[UNDEFINED] * 5, kept]
     for name, scores in entry["scores"].items():
         where = tested if len(entry["scores"]) == 1 else name
         hidden = scores.get("old") is not None and not all(one["pixels"] for one in scores["old"])

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from everseg.display import percent
 from everseg.errors import ConfigError, GateError, first_line
 from everseg.losses.argmax import predict_ids
 from everseg.losses.readout import full_values, merged_outputs, small_values
+from everseg.models.adapters.attention import plain_attention
 from everseg.models.adapters.encoders import LibraryEncoder
 from everseg.models.adapters.whole import WholeNetwork
 from everseg.models.folding import united
 from everseg.models.model import SegmentationModel
-from everseg.models.open_sizes import Sizes, given_sizes, places
+from everseg.models.open_sizes import given_sizes, of_tensors, places
 from everseg.runs.input_form import InputForm
 
 LOGIT_TOLERANCE = 1e-3
@@ -36,6 +38,8 @@ TORCH_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
 """Types of the graph's input."""
 EXAMPLE_SIZE = (77, 107)
 """Sides are odd and unequal, so that the exporter does not assume a multiple of the stride."""
+OPSET, IR = 18, 8
+"""Version of the operators and of the file. onnxruntime reads both from 1.14 on, and OpenVINO and browsers do."""
 SCALES = (0.75, 0.4)
 """Every image is compared at its own size and reduced by one of these factors."""
 
@@ -78,7 +82,7 @@ class Deployed(nn.Module):
                 f"the network reads {', '.join(model.reads_extra)} beside every image, and an ONNX file of ours takes "
                 "images alone; leave it out with --no-onnx"
             )
-        self.model, self.branch, self.form = united(model), branch, form
+        self.model, self.branch, self.form = united(model, branch), branch, form
         self.ids: Tensor
         # Tables of 16 bits are looked up as 32: runtimes support more operations on them.
         self.wide = mask_type(ids) is np.uint16
@@ -102,6 +106,12 @@ class Deployed(nn.Module):
         taps = encoder.taps.values() if isinstance(encoder, LibraryEncoder) else ()
         return tuple(dict.fromkeys(stride for _, stride in taps))
 
+    @property
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """Strides of maps that the encoder cuts into windows, and the windows' sides in cells; each pair once."""
+        encoder = self.model.encoder
+        return encoder.windows if isinstance(encoder, LibraryEncoder) else ()
+
     def forward(self, image: Tensor, *places: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, H, W, 3) uint8 RGB, or stated channels, to logits (B, C, h, w) float32 and ids (B, H, W).
 
@@ -111,8 +121,7 @@ class Deployed(nn.Module):
         The ids are of `mask_type`.
         """
         if places:
-            pairs = [(places[i], places[i + 1]) for i in range(0, len(places), 2)]
-            with given_sizes(Sizes(pairs[0], dict(zip(self.strides, pairs[1:], strict=True)))):
+            with given_sizes(of_tensors(places, self.strides, self.windows)):
                 return self(image)
         inputs = normalise(image.permute(0, 3, 1, 2), self.form.normalisation, self.form.channels)
         output = self.model(inputs, (self.branch,))[self.branch]
@@ -141,24 +150,25 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
     open_axes = ("batch",) if size else ("batch", "height", "width")
     dims: tuple[Any, ...] = ({axis: torch.export.Dim(name) for axis, name in enumerate(open_axes)},)
     if deployed.multiple is not None and size is None:
-        extra, extra_dims = _places(deployed.multiple, deployed.strides)
+        extra, extra_dims = _places(deployed.multiple, deployed.strides, deployed.windows)
         example, dims, names = (*example, *extra.values()), (dims[0], tuple(extra_dims)), [*names, *extra]
-    with _quiet():
+    with _quiet(), plain_attention(deployed.model):
         try:
             program = torch.onnx.export(
                 deployed.eval(), example, dynamo=True, verbose=False, input_names=names,
-                output_names=["logits", "mask"], dynamic_shapes=dims,
+                output_names=["logits", "mask"], dynamic_shapes=dims, opset_version=OPSET,
             )  # fmt: skip
         except Exception as error:  # the exporter can raise almost any exception
             how = "with open sizes" if size is None else f"at {size[0]} x {size[1]} pixels"
             raise ConfigError(
-                f"the model cannot be exported to ONNX {how} ({first_line(error)}); leave it out with --no-onnx: "
+                f"the model cannot be exported to ONNX {how} ({_reason(error)}); leave it out with --no-onnx: "
                 "predict, serve and extend do without it"
             ) from error
     assert program is not None
     proto = program.model_proto
+    proto.ir_version = IR
     if len(names) > 1:
-        _compute_places(proto.graph, deployed.multiple or 1, deployed.strides)
+        _compute_places(proto.graph, deployed.multiple or 1, deployed.strides, deployed.windows)
     _forget_sources(proto.graph)
     for function in proto.functions:
         _forget_sources(function)
@@ -167,11 +177,23 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
     return proto.SerializeToString()
 
 
-def _places(multiple: int, strides: Sequence[int]) -> tuple[dict[str, Tensor], list[dict[int, Any]]]:
+def _reason(error: Exception) -> str:
+    """What the exporter says of the cause: one line, further down in a page of advice to programmers."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # colours of a terminal
+    found = re.search(r"## Exception summary\s+(?:<class '(?P<kind>[^']*)'>: )?(?P<what>.+)", text)
+    if found is None:
+        return first_line(Exception(text or type(error).__name__))
+    return ": ".join(filter(None, found.groups()))
+
+
+def _places(
+    multiple: int, strides: Sequence[int], windows: Sequence[tuple[int, int]]
+) -> tuple[dict[str, Tensor], list[dict[int, Any]]]:
     """Inputs of a graph with open sizes: `Sizes` by name, for an image of EXAMPLE_SIZE, and their open lengths."""
-    # At least two cells and more: the exporter takes lengths of 0 and 1 for special.
-    height, width = (side // multiple * multiple + multiple + 1 for side in EXAMPLE_SIZE)
-    sizes = places(height, width, multiple, tuple(strides))
+    # At least two cells and two windows: the exporter takes lengths of 0 and 1 for special.
+    least = max([multiple, *(stride * cells for stride, cells in windows)])
+    height, width = (side // least * least + least + 1 for side in EXAMPLE_SIZE)
+    sizes = places(height, width, multiple, strides, windows)
     found: dict[str, Tensor] = {}
     dims: list[dict[int, Any]] = []
     for axis, side in enumerate(("row", "column")):
@@ -181,10 +203,16 @@ def _places(multiple: int, strides: Sequence[int]) -> tuple[dict[str, Tensor], l
         for axis, side in enumerate(("row", "column")):
             found[f"{side}s_of_{stride}"] = pair[axis]
             dims.append({0: torch.export.Dim(f"{side}s_{stride}", min=2)})
+    for (stride, cells), pair in sizes.windows.items():
+        for axis, side in enumerate(("row", "column")):
+            found[f"{side}s_of_{stride}_in_{cells}"] = pair[axis]
+            dims.append({0: cells * torch.export.Dim(f"{side}s_{stride}_in_{cells}", min=2)})
     return found, dims
 
 
-def _compute_places(graph: Any, multiple: int, strides: Sequence[int]) -> None:
+def _compute_places(
+    graph: Any, multiple: int, strides: Sequence[int], windows: Sequence[tuple[int, int]]
+) -> None:
     """Compute the inputs of `_places` from the image's shape, and take them away from the graph's inputs."""
     from onnx import TensorProto, helper
 
@@ -216,6 +244,11 @@ def _compute_places(graph: Any, multiple: int, strides: Sequence[int]) -> None:
         for stride in strides:
             count = cells(side, stride, f"{name}_count_{stride}")
             made("Range", [number(0), count, number(1)], f"{name}s_of_{stride}")
+        for stride, side_of_window in windows:
+            key = f"{name}s_of_{stride}_in_{side_of_window}"
+            count = cells(whole, stride * side_of_window, f"{key}_count")
+            length = made("Mul", [count, number(side_of_window)], f"{key}_length")
+            made("Range", [number(0), length, number(1)], key)
     computed = {output for node in nodes for output in node.output}
     kept = [value for value in graph.input if value.name not in computed]
     del graph.input[:]

@@ -17,6 +17,7 @@ from everseg.data.batches.extra import maps_of
 from everseg.data.batches.loader import normalised_batches
 from everseg.data.batches.samples import SampleKey, View
 from everseg.data.batches.selection import Candidate, flat, reservoir, round_robin, uniform
+from everseg.display import counted
 from everseg.distributed import derive_seed
 from everseg.errors import ConfigError, DataError, some
 from everseg.files import MOST_LIST, UnreadableError, read_text
@@ -362,7 +363,7 @@ class Choice:
         if len(set(found)) < len(found) or len(found) > size or not set(found) <= set(range(len(images))):
             raise ConfigError(
                 f"method '{type(self.method).__name__}': select must return at most {size} different positions of "
-                f"{len(images)} candidates, got {some(list(map(str, found)), LISTED)}"
+                f"{counted(len(images), 'candidate')}, got {some(list(map(str, found)), LISTED)}"
             )
         return found
 
@@ -458,6 +459,7 @@ def memory_problems(
     if not unknown:
         return []
     return [
-        f"scenario.memory.file: {memory.file} names {len(unknown)} images that no step trains: {some(unknown, LISTED)}"
+        f"scenario.memory.file: {memory.file} names {counted(len(unknown), 'image')} that no step trains: "
+        f"{some(unknown, LISTED)}"
         "; give the names as the data set has them, without folder and ending"
     ]

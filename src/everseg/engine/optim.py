@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.config.fields import TrainConfig
+from everseg.display import counted
 from everseg.errors import CheckpointError, some
 
 _SHAPED = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg"})
@@ -286,7 +287,7 @@ def _names_by_position(optimizer: torch.optim.Optimizer, model: nn.Module) -> di
     params = [p for group in optimizer.param_groups for p in group["params"]]
     foreign = [p for p in params if id(p) not in names]
     if foreign:
-        raise ValueError(f"the optimiser holds {len(foreign)} weights that are not the model's")
+        raise ValueError(f"the optimiser holds {counted(len(foreign), 'weight')} of another model")
     return {position: names[id(p)] for position, p in enumerate(params)}
 
 

@@ -109,7 +109,6 @@ def known_in(bundle: Path) -> Known:
 
     Raises:
         CheckpointError: the folder is no bundle, or it is damaged.
-        ConfigError: the model has several branches.
     """
     from everseg.runs.model_folder import (  # imported here because it imports torch
         is_bundle,

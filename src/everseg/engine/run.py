@@ -25,10 +25,12 @@ from everseg.config.fields import (
     RunConfig,
     ScenarioConfig,
 )
-from everseg.config.loading import config_hash
+from everseg.config.loading import config_hash, identity
 from everseg.data.batches.extra import MapFolder, missing_maps
 from everseg.data.channels import Channels, same_channels
+from everseg.display import counted
 from everseg.distributed import all_reduce_max, derive_seed
+from everseg.engine.events import Events, Sink
 from everseg.engine.memory import memory_before, memory_problems
 from everseg.engine.one_pass import length_of, order_of
 from everseg.engine.optim import warmup_length
@@ -38,7 +40,8 @@ from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, make_accelerator
 from everseg.engine.session import Session
 from everseg.engine.step import StepJob, epoch_of, iterations_of
-from everseg.engine.tensorboard import Events
+from everseg.engine.tensorboard import tensorboard
+from everseg.engine.trackers import TITLES, Tracker, check_installed
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
 from everseg.inference.count import Evaluation, evaluate, score_step, user_builder, views_of
 from everseg.labels import IGNORED, LabelSpace, policy_set
@@ -59,7 +62,15 @@ from everseg.runs.journal import Journal
 from everseg.runs.lock import locked
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory, read_memory
-from everseg.runs.model_folder import LINEAGE, read_lineage, read_model_file, save_model
+from everseg.runs.model_edits import with_branch
+from everseg.runs.model_folder import (
+    LINEAGE,
+    load_model,
+    read_domains,
+    read_lineage,
+    read_model_file,
+    save_model,
+)
 from everseg.runs.place import model_folder_at
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
@@ -96,6 +107,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             "use bf16 or fp32"
         )
     _check_single_task(config.scenario, config.data.domains)
+    check_installed(config.tracker)
     folder = RunFolder(Path(config.out) / config.name)
     finished = folder.is_finished(config)
     # With several branches in one step, a batch gives gradients to one of them only; DDP must expect unused weights.
@@ -153,12 +165,15 @@ def _check_plan(
     _check_channels(config.data, config.scenario.bundle, channels)
     method = build_method(config.method)
     todo = [step for step in prepared.steps if not folder.final(step.index).is_dir()]
+    notes = switches.idle(method)
     if todo and todo[0].index == 0 and todo[0].is_first:
         # Building reads the pretrained weights, so a wrong or missing weight file stops the run here.
         model = build_model(config.model, config.data.normalisation, _in_channels(channels))
         for branch in prepared.steps[-1].spaces:
             model.heads.check(branch)
         switches.check_model(method, model)
+        if len(prepared.steps) > 1:
+            notes += switches.compared_otherwise(method, model)
         if config.train.layer_decay is not None:
             encoder_layers(model.encoder)
     refused = _refused_preparation(config, prepared.steps, _in_channels(channels))
@@ -177,7 +192,7 @@ def _check_plan(
         *_unfit_material(config.scenario.memory, config.method.name, method, prepared, todo),
     ]:
         raise ConfigError(problems)
-    for note in switches.idle(method):
+    for note in notes:
         progress.message(f"note: {note}")
     for note in doubtful(todo, prepared.counts):
         progress.message(f"warning: {note}")
@@ -257,7 +272,7 @@ def _check_channels(data: DataConfig, bundle: str | None, channels: Channels | N
         for key in ("saturation", "hue"):
             if getattr(data, key) is not None:
                 problems.append(
-                    f"data.{key}: is of RGB images, and these have {len(channels)} channels; leave it out"
+                    f"data.{key}: is of RGB images, and these have {counted(len(channels), 'channel')}; leave it out"
                 )
     if bundle is not None:
         seen = read_model_file(model_folder_at(Path(bundle))).form.channels
@@ -357,7 +372,7 @@ def _open(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Pr
     threads = folder.open(config, torch.get_num_threads())
     _record_scenario(folder, prepared, config.scenario, several=len(config.data.domains) > 1)
     if config.scenario.bundle is not None:
-        place_start(folder, prepared.steps[0], Path(config.scenario.bundle), config.method)
+        place_start(folder, prepared.steps[0], config.scenario, config.model, config.method)
     if threads != torch.get_num_threads():
         progress.message(f"note: using {threads} CPU threads, as this run did before")
         torch.set_num_threads(threads)
@@ -388,8 +403,10 @@ def _run(
             for step in steps
         )
     journal = Journal(folder.path / "journal.jsonl" if main else None)
+    # A dry run leaves nothing at a service.
+    trackers = [name for name in config.tracker if main and not (dry_run and name in TITLES)]
     events = Events(
-        folder.path / "events" if main else None, enabled=config.tensorboard, notify=progress.message
+        _places(trackers, identity(config), folder.path, progress.message), notify=progress.message
     )
     method = build_method(config.method)
     done = 0  # iterations of the steps so far
@@ -416,6 +433,29 @@ def _run(
     return folder
 
 
+def _places(
+    chosen: Sequence[str], settings: Mapping[str, Any], folder: Path, notify: Callable[[str], None]
+) -> list[Sink]:
+    """Open the places that the run's numbers go to.
+
+    Args:
+        chosen: the setting `tracker`.
+        settings: what the services are told of the run.
+
+    Raises:
+        ConfigError: one of the services refuses to start.
+    """
+    opened = tensorboard(folder / "events", notify) if "tensorboard" in chosen else []
+    try:
+        for name in dict.fromkeys(chosen):
+            if name in TITLES:
+                opened.append(Tracker(name, folder.name, settings, folder))
+    except ConfigError:
+        Events(opened).close()
+        raise
+    return opened
+
+
 def _length(step: Step, session: Session, method: Method, appended: int) -> int:
     """Count what a step does before its test: its iterations, and the batches of its pass without gradients."""
     config, plan = session.config, method.accumulates(step)
@@ -440,7 +480,7 @@ def _record_scenario(
     # Runs begun before a setting existed have no such entry, and must be able to continue.
     unused = {
         name
-        for name in ("bundle", "memory", "partition_draw")
+        for name in ("bundle", "domain", "branch", "like", "memory", "partition_draw")
         if getattr(scenario, name) == ScenarioConfig.model_fields[name].default
     }
     settings = scenario.model_dump(mode="json", exclude=unused)
@@ -470,7 +510,7 @@ def _record_scenario(
     if stored != json.loads(json.dumps(record)):
         raise DataError(
             f"the images, masks, maps or lists have changed since {folder.path} was started; "
-            f"restore them, or start again under another name (name=...)"
+            "restore them, or start again under another name (name=...)"
         )
 
 
@@ -567,6 +607,7 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
                 values,
                 result.counts[name],
                 result.samples[name],
+                background=step.spaces[result.branches[name]].background,
                 domain=name if config.data.domains else None,
             )
         folder.save_result(step.index, result.counts, metrics, result.images, before, others, result.boundary)
@@ -621,21 +662,25 @@ def _with_others(
     ).images  # fmt: skip
 
 
-def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfig) -> None:
+def place_start(
+    folder: RunFolder, step: Step, scenario: ScenarioConfig, network: ModelConfig, chosen: MethodConfig
+) -> None:
     """Copy the bundle to where the step looks for its parent, or check that an existing copy is of this bundle.
 
     The copy records the bundle's digest as its parent, so that the chain of hashes continues. The method's state is
-    copied only if the same method made it.
+    copied only if the same method made it. A branch that the step trains and the bundle does not have is put into the
+    copy, equal to the branch `scenario.like`. So the step, its teacher and its comparisons find it there as any other.
 
     Args:
-        source: the bundle.
+        scenario: names the bundle.
+        network: names the user's own architecture, if the bundle has one.
         chosen: the run's method.
 
     Raises:
         CheckpointError: the bundle is missing or damaged, or is not the one that the run began with.
         ConfigError: the method needs the state it gathered in earlier steps, but another method made the bundle.
     """
-    target = folder.final(step.index - 1)
+    source, target = Path(str(scenario.bundle)), folder.final(step.index - 1)
     if target.is_dir():
         if source.is_dir() and verify(source) != parent_of(target):
             raise CheckpointError(
@@ -648,11 +693,17 @@ def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfi
     copies = (
         {name: (source / name).read_bytes for copy in memory.copies for name in copy.names} if memory else {}
     )
+    about, weights = read_model_file(source), load_tensors(source / "model.safetensors")
+    if step.branch not in about.spaces:
+        model, _ = load_model(source, user_builder(network), about)
+        about = with_branch(model, about, step.branch, str(scenario.like))
+        weights = model.state_dict()
     save_model(
         target,
-        read_model_file(source),
-        load_tensors(source / "model.safetensors"),
+        about,
+        weights,
         _state(source, lineage, chosen),
+        domains=read_domains(source, about.spaces),
         parent=digest,
         documents={Path(LINEAGE).stem: lineage, **({Path(MEMORY).stem: memory.document()} if memory else {})},
         files=copies,

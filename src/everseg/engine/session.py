@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
+from everseg.engine.events import Events
 from everseg.engine.runtime import StopRequest
-from everseg.engine.tensorboard import Events
 from everseg.progress import Progress
 from everseg.runs.journal import Journal
 from everseg.runs.run_folder import RunFolder

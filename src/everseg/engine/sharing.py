@@ -24,6 +24,7 @@ from everseg import registry
 from everseg.config.fields import RunConfig
 from everseg.config.loading import identity
 from everseg.data.writing import flush_folder, write_flushed
+from everseg.display import counted
 from everseg.engine.step import train_batch
 from everseg.errors import CheckpointError, DataError
 from everseg.labels import IGNORED, LabelSpace
@@ -218,7 +219,7 @@ def share_first_step(source: RunFolder, target: RunFolder, skip_bad: int = 0) ->
     replaced = len(replaced_samples(Journal(source.path / "journal.jsonl").lines(), step=0))
     if replaced > skip_bad:
         raise DataError(
-            f"{source.path.name} replaced {replaced} unreadable training samples in its first step, "
+            f"{source.path.name} replaced {counted(replaced, 'unreadable training sample')} in its first step, "
             f"and data.skip_bad allows {skip_bad}"
         )
     digest = verify(source.final(0))

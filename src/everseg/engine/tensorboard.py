@@ -1,233 +1,65 @@
-"""TensorBoard events, where TensorBoard is installed; the journal stays the record of a run."""
+"""TensorBoard's files as a place for a run's numbers."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from everseg.display import percent
-from everseg.inference.pictures import confusion_picture, legend, shrink, triplet
+from everseg.engine.events import Record, Sink
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Image (H, W, 3) uint8, label ids (H, W), predicted ids (H, W)."""
 
-_PICTURE_HEIGHT = 512
-_PICTURE_WIDTH = 1536
-_LONGEST_TAG = 80
-_SHORT_TAGS = {"backward_transfer": "bwt", "average_miou": "avg_miou"}
-
-
-class Events:
-    """Writes a run's TensorBoard events, and does nothing where that is impossible.
-
-    If TensorBoard is missing or broken, the folder is not writable or the disk is full, the class gives one note and
-    training goes on without events. A run that is resumed writes into the same folder. TensorBoard then hides what the
-    folder holds for the iteration of the first new numbers and for later ones (`SummaryWriter`'s `purge_step`), so that
-    nothing shows twice.
+def tensorboard(folder: Path, notify: Callable[[str], None] | None = None) -> list[Sink]:
+    """Return the place, or none where TensorBoard is missing or broken, with a note that says so.
 
     Args:
-        folder: the run's `events` folder, made with the first numbers; None (another rank than 0) writes nothing.
-        enabled: False writes nothing and imports nothing.
-        notify: called with the note that says why there are no events.
+        folder: the run's `events` folder, made with the first numbers.
     """
-
-    def __init__(
-        self, folder: Path | None, *, enabled: bool = True, notify: Callable[[str], None] | None = None
-    ) -> None:
-        self._notify = notify
-        self._folder = folder if enabled else None
-        self._writer: SummaryWriter | None = None
-        self._legends: dict[str, tuple[str, ...]] = {}
-        if self._folder is None:
-            return
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except Exception as error:  # not only ImportError: protobuf and NumPy mismatches raise anything
-            self._folder = None
-            self._note(
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except Exception as error:  # not only ImportError: protobuf and NumPy mismatches raise anything
+        if notify is not None:
+            notify(
                 f"no TensorBoard events ({type(error).__name__}: {error}); "
                 "pip install 'everseg[tensorboard]' adds them"
             )
+        return []
+    return [_Files(folder)]
 
-    @property
-    def active(self) -> bool:
-        """Whether anything is written; where not, the caller need not make samples."""
-        return self._folder is not None
 
-    def scalars(
-        self,
-        iteration: int,
-        terms: Mapping[str, float],
-        *,
-        lr: float | Mapping[str, float],
-        images_per_second: float,
-        data_wait: float | None = None,
-        grad_norm: float | None = None,
-        memory: float | None = None,
-        gpu_memory: float | None = None,
-        extra: Mapping[str, float] | None = None,
-    ) -> None:
-        """Write the numbers of one training iteration.
+class _Files:
+    """Files of events.
 
-        Args:
-            iteration: iterations done, counted over all steps.
-            terms: loss term -> value, weight applied: `train/loss/<term>`, and their sum `train/loss`.
-            lr: learning rate, `train/lr`, or one for each group, `train/lr/<group>`.
-            images_per_second: `sys/img_s`, over all processes.
-            data_wait: share of the time spent waiting for the loader, `sys/data_wait`.
-            grad_norm: `train/grad_norm`.
-            memory: memory of this process in bytes, `sys/mem` in GiB.
-            gpu_memory: memory on the GPU in bytes, `sys/gpu_mem` in GiB.
-            extra: what a method measures, `train/<name>`.
-        """
-        if not self.active:
-            return
-        values: dict[str, float | None] = {
-            "train/loss": math.fsum(terms.values()) if _finite(terms) else math.nan
-        }
-        values |= _tagged("train/loss", terms)
-        values |= _tagged("train/lr", lr) if isinstance(lr, Mapping) else {"train/lr": lr}
-        values |= {"train/grad_norm": grad_norm, "sys/img_s": images_per_second, "sys/data_wait": data_wait}
-        values |= {"sys/mem": _gibibytes(memory), "sys/gpu_mem": _gibibytes(gpu_memory)}
-        values |= _tagged("train", extra or {})
-        self._write(iteration, values)
+    A run that is resumed writes into the same folder. TensorBoard then hides what the folder holds for the iteration of
+    the first new numbers and for later ones (`SummaryWriter`'s `purge_step`), so that nothing shows twice. Accelerate's
+    tracker of the same name knows no pictures of single images and no texts beside the numbers.
+    """
 
-    def measured(
-        self,
-        iteration: int,
-        values: Mapping[str, float],
-        *,
-        images_per_second: float,
-        data_wait: float | None = None,
-        memory: float | None = None,
-    ) -> None:
-        """Write the numbers of a batch that trains nothing: `pass/<name>`, and those of the machine as in `scalars`."""
-        if self.active:
-            machine = {"img_s": images_per_second, "data_wait": data_wait, "mem": _gibibytes(memory)}
-            self._write(iteration, {**_tagged("pass", values), **_tagged("sys", machine)})
+    errors: tuple[type[Exception], ...] = (OSError,)
 
-    def evaluation(
-        self,
-        iteration: int,
-        step: int,
-        class_names: Sequence[str],
-        scores: Mapping[str, Any],
-        counts: np.ndarray,
-        samples: Sequence[Sample] = (),
-        *,
-        domain: str | None = None,
-    ) -> None:
-        """Write one evaluation: groups of scores, IoU of each class, a table, the confusion matrix, pictures.
+    def __init__(self, folder: Path) -> None:
+        self.name = f"TensorBoard in {folder}"
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
 
-        Absent scores (None or NaN: a class without pixels, a group without classes) are left out of the curves.
-
-        Args:
-            iteration: iterations done, counted over all steps.
-            step: the scenario's step, from 0.
-            class_names: C names in the order of the ids.
-            scores: as `everseg.metrics.step_scores`, fractions of 1. A number becomes `val/<name>`, a group
-                `val/<name>/<member>`; "class_iou" (C numbers) `val/iou/<class>`; every "class_..." is a column of
-                the table `val/classes`. Other lists and texts are not written.
-            counts: (C, C) pixels, row = label, column = prediction; picture `val/confusion`.
-            samples: pictures `val/pred/<k>`: image | label | prediction.
-            domain: where there are several, its name; `val/<domain>/` then takes the place of `val/`.
-
-        Raises:
-            ValueError: lengths or sizes do not fit together.
-        """
-        if not self.active:
-            return
-        root = "val" if domain is None else f"val/{safe_tag(domain)}"
-        columns = {
-            name: _column(name, scores[name], len(class_names))
-            for name in scores
-            if name.startswith("class_")
-        }
-        values: dict[str, float | None] = {}
-        for name, value in scores.items():
-            if isinstance(value, Mapping):
-                values |= _tagged(f"{root}/{safe_tag(name)}", _numbers(value))
-            elif isinstance(value, (int, float, np.number)):
-                values[f"{root}/{safe_tag(name)}"] = float(value)
-        # Classes may have names that are no tags, or equal ones once they are made tags: `safe_tags` keeps them apart.
-        if "class_iou" in columns:
-            tags = (f"{root}/iou/{tag}" for tag in safe_tags(class_names))
-            values |= dict(zip(tags, columns["class_iou"], strict=True))
-        pictures = {f"{root}/confusion": confusion_picture(counts, class_names)}
-        # The legend is written again only when classes have been added.
-        if self._legends.get(root) != tuple(class_names):
-            pictures[f"{root}/legend"] = legend(class_names)
-            self._legends[root] = tuple(class_names)
-        for k, sample in enumerate(samples):
-            pictures[f"{root}/pred/{k}"] = shrink(triplet(*sample), _PICTURE_HEIGHT, _PICTURE_WIDTH)
-        table = _table(class_names, columns, np.asarray(counts).sum(axis=1))
-        text = f"Step {step}, iteration {iteration}\n\n{table}"
-        self._write(iteration, _present(values), pictures, {f"{root}/classes": text})
-
-    def sequence(self, iteration: int, scores: Mapping[str, Any]) -> None:
-        """Write scores of the sequence so far: `cl/forgetting`, `cl/bwt`, `cl/avg_miou`.
-
-        Args:
-            iteration: iterations done, counted over all steps.
-            scores: name -> number (absent: None or NaN), or name -> group of numbers (`cl/<name>/<member>`).
-                "backward_transfer" is written as `bwt`, "average_miou" as `avg_miou`. Lists are not written.
-        """
-        if not self.active:
-            return
-        values: dict[str, float | None] = {}
-        for name, value in scores.items():
-            tag = f"cl/{safe_tag(_SHORT_TAGS.get(name, name))}"
-            values |= _tagged(tag, _numbers(value)) if isinstance(value, Mapping) else _numbers({tag: value})
-        self._write(iteration, _present(values))
+    def write(self, iteration: int, record: Record) -> None:
+        if self._writer is None:
+            self._writer = _open(self._folder, iteration)
+        for tag, value in record.values.items():
+            self._writer.add_scalar(tag, value, iteration)
+        for tag, picture in record.pictures.items():
+            self._writer.add_image(tag, picture, iteration, dataformats="HWC")
+        for tag, text in record.texts.items():
+            self._writer.add_text(tag, text, iteration)
+        # The writer has a thread of its own; an error in it is raised here.
+        self._writer.flush()
 
     def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        writer, self._writer, self._folder = self._writer, None, None
-        if writer is not None:
-            with contextlib.suppress(OSError):  # every write was flushed, and its error reported then
-                writer.close()
-
-    def _note(self, text: str) -> None:
-        if self._notify is not None:
-            self._notify(text)
-
-    def _write(
-        self,
-        iteration: int,
-        values: Mapping[str, float | None],
-        pictures: Mapping[str, np.ndarray] | None = None,
-        texts: Mapping[str, str] | None = None,
-    ) -> None:
-        """Write tag -> value (None: absent), and flush; an error of the file ends the events, not the run."""
-        assert self._folder is not None
-        try:
-            if self._writer is None:
-                self._writer = _open(self._folder, iteration)
-            for tag, value in values.items():
-                if value is not None:
-                    self._writer.add_scalar(tag, value, iteration)
-            for tag, picture in (pictures or {}).items():
-                self._writer.add_image(tag, picture, iteration, dataformats="HWC")
-            for tag, text in (texts or {}).items():
-                self._writer.add_text(tag, text, iteration)
-            # The writer has a thread of its own; an error in it is raised here.
-            self._writer.flush()
-        except OSError as error:
-            folder = self._folder
-            self.close()
-            self._note(
-                f"TensorBoard events stop here: {folder} cannot be written ({error.strerror or error}); "
-                "training and journal go on"
-            )
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _open(folder: Path, iteration: int) -> SummaryWriter:
@@ -236,80 +68,3 @@ def _open(folder: Path, iteration: int) -> SummaryWriter:
 
     earlier = any(folder.glob("events.out.tfevents.*"))
     return SummaryWriter(str(folder), purge_step=iteration if earlier else None)
-
-
-def _present(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {tag: value for tag, value in values.items() if value is not None and not math.isnan(value)}
-
-
-def safe_tag(name: str) -> str:
-    """Make one part of a tag from any text: letters of all scripts, digits, `_ . -` and blanks, at most 80."""
-    clean = re.sub(r"[^\w.\- ]+", "_", name)
-    clean = " ".join(clean.split()).strip(" .")[:_LONGEST_TAG].strip(" .")
-    return clean or "_"
-
-
-def safe_tags(names: Sequence[str]) -> list[str]:
-    """Make distinct safe tags; where two names give the same tag, the later one gets its number in the list."""
-    tags: list[str] = []
-    for index, name in enumerate(names):
-        tag = safe_tag(name)
-        # The numbered tag may be taken as well (a class called "road_1"): underscores are added until it is free.
-        number = str(index)
-        while tag in tags:
-            tag = f"{safe_tag(name)}_{number}"
-            number += "_"
-        tags.append(tag)
-    return tags
-
-
-def _tagged(prefix: str, values: Mapping[str, Any]) -> dict[str, float | None]:
-    tags = safe_tags(list(values))
-    return {f"{prefix}/{tag}": value for tag, value in zip(tags, values.values(), strict=True)}
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
-    """The single numbers among scores; lists stay in the files they come from."""
-    keep = {name: v for name, v in values.items() if v is None or isinstance(v, (int, float, np.number))}
-    return {name: None if v is None else float(v) for name, v in keep.items()}
-
-
-def _finite(terms: Mapping[str, float]) -> bool:
-    return all(math.isfinite(value) for value in terms.values())
-
-
-def _gibibytes(count: float | None) -> float | None:
-    return None if count is None else count / 2**30
-
-
-def _column(name: str, values: Sequence[float | None], count: int) -> list[float | None]:
-    column = [None if value is None else float(value) for value in values]
-    if len(column) != count:
-        raise ValueError(f"{name} has {len(column)} entries for {count} class names")
-    return column
-
-
-def _table(
-    class_names: Sequence[str], columns: Mapping[str, Sequence[float | None]], label_pixels: np.ndarray
-) -> str:
-    heads = [
-        "id",
-        "class",
-        *(name.removeprefix("class_").replace("_", " ") for name in columns),
-        "label pixels",
-    ]
-    lines = ["| " + " | ".join(heads) + " |", "|---:|:---|" + "---:|" * (len(columns) + 1)]
-    for index, name in enumerate(class_names):
-        numbers = [percent(column[index], digits=2) for column in columns.values()]
-        lines.append(
-            "| " + " | ".join([str(index), _escape(name), *numbers, str(int(label_pixels[index]))]) + " |"
-        )
-    return "\n".join(lines)
-
-
-def _escape(name: str) -> str:
-    """Text that Markdown and HTML show as it is, on one line."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in name)
-    return re.sub(
-        r"[^\w \-.,:;/()+]|_", lambda found: f"&#{ord(found.group())};", " ".join(printable.split())
-    )

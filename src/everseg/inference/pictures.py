@@ -21,7 +21,7 @@ from everseg.data.class_colours import (
     palette,
     png,
 )
-from everseg.display import percent
+from everseg.display import counted, percent
 from everseg.errors import DataError
 from everseg.labels import IGNORED
 from everseg.runs.commit import write_bytes, writing
@@ -35,13 +35,16 @@ _GAP = 4
 _LONGEST_NAME = 22
 
 
-def triplet(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+def triplet(
+    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, *, background: int | None
+) -> np.ndarray:
     """Put image, label and prediction side by side, with a thin white line between them.
 
     Args:
         image: (H, W, 3) uint8.
         label: (H, W) ids, 255 = ignored.
         prediction: (H, W) ids.
+        background: id of the background, None if there is none.
 
     Returns:
         (H, 3W + 8, 3) uint8.
@@ -52,7 +55,8 @@ def triplet(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.
     check_pair(image, label)
     check_pair(image, prediction)
     line = np.full((image.shape[0], _GAP, 3), 255, dtype=np.uint8)
-    return np.concatenate([image, line, colourise(label), line, colourise(prediction)], axis=1)
+    shown = [colourise(ids, background=background) for ids in (label, prediction)]
+    return np.concatenate([image, line, shown[0], line, shown[1]], axis=1)
 
 
 def shrink(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -82,7 +86,7 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> np.ndar
     counts = np.asarray(counts)
     if counts.ndim != 2 or counts.shape != (len(class_names),) * 2 or counts.size == 0:
         raise ValueError(
-            f"confusion matrix {counts.shape} for {len(class_names)} class names: C x C is expected"
+            f"confusion matrix {counts.shape} for {counted(len(class_names), 'class name')}: C x C is expected"
         )
     if counts.min() < 0:
         raise ValueError("confusion matrix with negative counts")
@@ -97,18 +101,19 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> np.ndar
     return _labelled_confusion(colours, share, sums[:, 0] > 0, class_names)
 
 
-def legend(class_names: Sequence[str]) -> np.ndarray:
+def legend(class_names: Sequence[str], *, background: int | None) -> np.ndarray:
     """Draw the colour and name of every id and of ignored pixels, in columns of up to 32 entries.
 
     Args:
         class_names: names in the order of the ids; above 255 their colours repeat.
+        background: id of the background, None if there is none.
 
     Returns:
         (H, W, 3) uint8.
     """
     font = ImageFont.load_default(size=14)
     texts = [f"{index} {_short(name)}" for index, name in enumerate(class_names)] + ["ignored"]
-    colours = [*palette(len(class_names)).tolist(), IGNORED_COLOUR]
+    colours = [*palette(len(class_names), background=background).tolist(), IGNORED_COLOUR]
     rows = min(32, len(texts))
     line, width = 22, 40 + max(_text_width(font, text) for text in texts)
     picture = Image.new("RGB", (width * -(-len(texts) // rows), rows * line + 8), "white")
@@ -120,7 +125,9 @@ def legend(class_names: Sequence[str]) -> np.ndarray:
     return np.asarray(picture)
 
 
-def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tuple[Path, Path]:
+def write_prediction(
+    path_stem: Path, ids: np.ndarray, image: np.ndarray, *, background: int | None
+) -> tuple[Path, Path]:
     """Write a prediction as an id mask and as an overlay, each atomically.
 
     The mask is a PNG of mode P: a viewer shows colours, and `numpy.asarray(Image.open(...))` gives the exact ids. Ids
@@ -132,6 +139,7 @@ def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tup
             "out/0001_overlay.png".
         ids: (H, W) integers in 0 ... 255; 255 = ignored; or uint16, where 65,535 = ignored.
         image: (H, W, 3) uint8, the input at the same size.
+        background: id of the background, None if there is none.
 
     Returns:
         Paths of the mask and of the overlay.
@@ -146,10 +154,10 @@ def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tup
     wide = ids.dtype == np.uint16
     if not wide and ids.size and int(ids.max()) > IGNORED:
         raise DataError(f"{mask_path}: class id {int(ids.max())} does not fit a PNG of ids (0 to {IGNORED})")
-    mixed = overlay(image, ids)
+    mixed = overlay(image, ids, background=background)
     mask = Image.fromarray(np.ascontiguousarray(ids) if wide else byte_ids(ids))
     if not wide:
-        mask.putpalette(all_colours().tobytes())
+        mask.putpalette(all_colours(background).tobytes())
     with writing(path_stem):
         path_stem.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(mask_path, png(mask))

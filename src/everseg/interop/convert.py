@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 
 from everseg.data.datasets.street_labels import CITYSCAPES_CLASSES, IDD_CLASSES
+from everseg.display import counted
 from everseg.errors import CheckpointError, ConfigError
 from everseg.inference.predict import load
 from everseg.interop import mdil, mib
@@ -57,7 +58,10 @@ def import_mib(
     total = sum(sizes)
     names = tuple(classes) or (BACKGROUND, *(f"class {i}" for i in range(1, total)))
     if len(names) != total:
-        raise ConfigError(f"--classes: the checkpoint has {total} outputs, {len(names)} names were given")
+        raise ConfigError(
+            f"--classes: the checkpoint has {counted(total, 'output')}, "
+            f"{counted(len(names), 'name', 'was', 'were')} given"
+        )
     later = [i for i, name in enumerate(names) if i and is_background_name(name)]
     if later and not is_background_name(names[0]):
         raise ConfigError(
@@ -121,7 +125,8 @@ def import_mdil(
         ) from None
     if classes and len(classes) != len(model.branches):
         raise ConfigError(
-            f"--classes: the checkpoint has {len(model.branches)} domains, {len(classes)} lists of names were given"
+            f"--classes: the checkpoint has {counted(len(model.branches), 'domain')}, and --classes was given "
+            f"{counted(len(classes), 'time')}; give it once for each domain"
         )
     spaces = {}
     for number, branch in enumerate(model.branches):
@@ -184,7 +189,8 @@ def _with_void(branch: str, total: int, names: tuple[str, ...]) -> tuple[str, ..
         return (*names, "void")
     if len(names) != total:
         raise ConfigError(
-            f"--classes: domain '{branch}' has {total} outputs, the last one void; {len(names)} names were given"
+            f"--classes: domain '{branch}' has {counted(total, 'output')}, the last one void; "
+            f"{counted(len(names), 'name', 'was', 'were')} given"
         )
     return names
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from everseg.display import counted
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.interop.unwrap import tensors_of, weights_at
 from everseg.models.erfnet import erfnet
@@ -93,7 +94,7 @@ def load(
     branches = tuple(domains) or tuple(f"domain{number}" for number in range(1, len(classes) + 1))
     if len(set(branches)) != len(classes) or len(branches) != len(classes):
         raise ConfigError(
-            f"--domains: the checkpoint has {len(classes)} domains; give as many different names, "
+            f"--domains: the checkpoint has {counted(len(classes), 'domain')}; give as many different names, "
             f"not {', '.join(branches)}"
         )
     # On "meta" neither memory nor random numbers are spent; `assign=True` below puts the file's tensors in place.

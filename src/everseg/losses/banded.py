@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from everseg.types import LossTerms
 _BAND_BYTES, _LARGE_BAND_BYTES = 2**20, 2**26
 """Size of a band of student logits that is looked for: on the CPU it and its like stay in a core's cache (measured);
 on other devices there should be few."""
+_WHOLE_BYTES, _STRIPE_BYTES = 2**25, 2**24
+"""Rows of an image (C, H, w) up to the first size are resized at once; larger ones in stripes of about the second, so
+that memory does not follow classes times rows."""
 _CLOSED_ON = frozenset({"cpu"})
 """Devices on which closed forms are used: they look for underflow after every band, which waits for the device."""
 
@@ -183,6 +187,7 @@ class _Plan:
         )  # bytes of one full row of logits, all classes
         bytes_wanted = _BAND_BYTES if logits.device.type == "cpu" else _LARGE_BAND_BYTES
         self.rows = min(size[0], band or max(1, bytes_wanted // row))
+        self.stripes = _stripes(logits, size[0], self.rows)
         self.resize = banded_resize(logits.shape[2:], size, align_corners, logits.dtype, logits.device)
         if teacher_logits is not None:
             self.resize_teacher = banded_resize(
@@ -224,44 +229,49 @@ class _Plan:
         ]
         if scales is not None:
             factors = [factor * scale for factor, scale in zip(factors, scales, strict=True)]
-        grad = torch.empty_like(logits) if needs_grad else None
+        grad = torch.zeros_like(logits) if needs_grad else None
         values = torch.zeros(len(self.terms), dtype=torch.float64, device=logits.device)
         with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
             spare: list[Buffers] = []  # handed from image to image: a call allocates once per thread
-            for number in range(logits.shape[0]):
-                image = _Image(self, number, factors, logits[number], spare, needs_grad)
-                on_all_threads(image.work, logits.device)
+            for number, here in product(range(logits.shape[0]), self.stripes):
+                stripe = _Stripe(self, number, here, factors, logits[number], spare, needs_grad)
+                on_all_threads(stripe.work, logits.device)
                 # Summed in the order of the bands, whichever thread did which: the same digits every time.
-                values += torch.stack(image.values).sum(dim=0)
-                if grad is not None and image.grad_rows is not None:
-                    grad[number] = self.resize.rows_adjoint(image.grad_rows)
+                values += torch.stack(stripe.values).sum(dim=0)
+                if grad is not None and stripe.grad_rows is not None:
+                    part = self.resize.rows_adjoint(stripe.grad_rows, here)
+                    if len(self.stripes) == 1:
+                        grad[number] = part
+                    else:  # neighbouring stripes share the small rows between them
+                        grad[number, :, self.resize.sources(here)] += part
         return values.to(logits.dtype), grad
 
 
-class _Image:
-    """One image of a call."""
+class _Stripe:
+    """Some rows of one image of a call; all of them, unless that takes much memory."""
 
     def __init__(
         self,
         plan: _Plan,
         number: int,
+        here: slice,
         factors: list[Tensor],
         logits: Tensor,
         spare: list[Buffers],
         needs_grad: bool,
     ) -> None:
         self.plan, self.number, self.factors, self.needs_grad = plan, number, factors, needs_grad
-        self.label = plan.label[number]
-        self.rows = plan.resize.rows(_shifted(logits) if plan.shifted else logits)  # (C, H, w)
+        self.label = plan.label[number, here]  # (R, W)
+        self.here = here
+        self.rows = _rows(plan.resize, logits, here, plan.shifted)  # (C, R, w)
         self.rows_teacher = None
         if plan.teacher is not None:
-            teacher = plan.teacher[number]
-            self.rows_teacher = plan.resize_teacher.rows(
-                _shifted(teacher) if plan.shifted else teacher
-            )  # (K, H, w)
+            self.rows_teacher = _rows(
+                plan.resize_teacher, plan.teacher[number], here, plan.shifted
+            )  # (K, R, w)
         self.grad_rows = (
             self.rows.new_empty(self.rows.shape) if needs_grad else None
-        )  # (C, H, w), filled band by band
+        )  # (C, R, w), filled band by band
         bands = range(0, len(self.label), plan.rows)
         self.values = [torch.empty(0)] * len(bands)
         """Of every term, by band."""
@@ -280,12 +290,14 @@ class _Image:
         self._spare.append(buffers)
 
     def _band(self, here: slice, buffers: Buffers) -> Tensor:
-        """Values of all terms over a band of rows, (n,) float64; its gradient goes into `grad_rows`."""
+        """Values of all terms over a band of the stripe's rows, (n,) float64; its gradient goes into `grad_rows`."""
         plan = self.plan
         label = self.label[here].reshape(-1)  # (P,), P = rows of the band times W
         factors = []  # of each term, (P,)
         for term, factor in zip(plan.terms, self.factors, strict=True):
-            mask = None if term.mask is None else term.mask[self.number, here].reshape(-1).to(factor)
+            mask = (
+                None if term.mask is None else term.mask[self.number, self.here][here].reshape(-1).to(factor)
+            )
             if term.image_weight is not None:
                 factor = factor * term.image_weight[self.number].to(factor)
             factors.append(factor.expand(len(label)) if mask is None else mask * factor)
@@ -355,9 +367,19 @@ def on_all_threads(work: Callable[[], None], device: torch.device) -> None:
         torch.set_num_threads(threads)
 
 
-def _shifted(logits: Tensor) -> Tensor:
-    """The logits (C, h, w) less the largest of each pixel."""
-    return logits - logits.amax(dim=0)
+def _stripes(logits: Tensor, height: int, band: int) -> list[slice]:
+    """Cut the rows of an image into stripes, each of whole bands; one stripe where that is small enough."""
+    if logits.shape[2] == height:  # nothing is resized, so nothing of that size is made
+        return [slice(0, height)]
+    row = logits.shape[1] * logits.shape[3] * logits.element_size()
+    step = height if row * height <= _WHOLE_BYTES else max(1, _STRIPE_BYTES // (row * band)) * band
+    return [slice(start, min(start + step, height)) for start in range(0, height, step)]
+
+
+def _rows(resize: BandedResize, logits: Tensor, stripe: slice, shifted: bool) -> Tensor:
+    """A stripe (C, R, w) of the logits (C, h, w); shifted: less the largest logit of each small pixel."""
+    logits = logits[:, resize.sources(stripe)]
+    return resize.rows(logits - logits.amax(dim=0) if shifted else logits, stripe)
 
 
 def _check(name: str, term: Term, logits: Tensor, label: Tensor, teacher_logits: Tensor | None) -> None:

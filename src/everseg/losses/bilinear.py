@@ -10,13 +10,14 @@ from torch import Tensor
 
 _SOURCES = 32
 """Small columns per matrix product: fewer make thin products, more multiply more zeros (measured)."""
+_ALL = slice(None)
 
 
 class BandedResize:
-    """Bilinear resizing as matrix products: all rows once, then the columns of one band after the other.
+    """Bilinear resizing as matrix products: the rows of a stripe once, then the columns of one band after the other.
 
-    Only (C, H, w) is ever held: the full width W exists for the rows of one band. An axis that keeps its size is not
-    touched, nor copied.
+    Only (C, R, w) of a stripe of R rows is ever held: the full width W exists for the rows of one band. An axis that
+    keeps its size is not touched, nor copied.
 
     Args:
         small: (h, w) of the tensors to resize.
@@ -53,13 +54,26 @@ class BandedResize:
                 # both ways round, each contiguous: forward multiplies by (w', W'), the adjoint by (W', w')
                 self._blocks.append((columns, sources, part.t().contiguous(), part))
 
-    def rows(self, image: Tensor) -> Tensor:
-        """Resize the rows of (C, h, w): (C, H, w)."""
-        return image if self._rows is None else torch.matmul(self._rows, image)
+    def sources(self, stripe: slice) -> slice:
+        """The small rows that a stripe of large rows is made of; of all rows: all, also those that nothing reads."""
+        if self._rows is None:
+            return stripe
+        if stripe in (_ALL, slice(0, len(self._rows))):
+            return _ALL
+        used = (self._rows[stripe] != 0).any(dim=0).nonzero()[:, 0]
+        return slice(int(used[0]), int(used[-1]) + 1)
 
-    def rows_adjoint(self, grad: Tensor) -> Tensor:
-        """Gradient (C, h, w) of `rows` from that of its result, (C, H, w)."""
-        return grad if self._rows is None else torch.matmul(self._rows.t(), grad)
+    def rows(self, image: Tensor, stripe: slice = _ALL) -> Tensor:
+        """Resize the rows of (C, h', w), the sources of a stripe of R rows: (C, R, w)."""
+        if self._rows is None:
+            return image
+        return torch.matmul(self._rows[stripe, self.sources(stripe)], image)
+
+    def rows_adjoint(self, grad: Tensor, stripe: slice = _ALL) -> Tensor:
+        """Gradient (C, h', w) of `rows` from that of its result, (C, R, w)."""
+        if self._rows is None:
+            return grad
+        return torch.matmul(self._rows[stripe, self.sources(stripe)].t(), grad)
 
     def columns(self, band: Tensor, out: Tensor) -> None:
         """Resize the columns of a band (C, r, w) into `out`, contiguous (C, r * W)."""

@@ -65,7 +65,7 @@ class StepContext:
 
         Args:
             batch: the images.
-            taps: maps to give beside the usual ones, such as ("before_activation",); see `everseg.types.Tap`.
+            taps: maps to give beside the usual ones, such as ("before_activation",); see `everseg.types.Taps`.
         """
         return self.student_through(batch, (batch.branch,), taps=taps)[batch.branch]
 
@@ -223,6 +223,8 @@ class Method:
     """`after_backward` reads gradients, so loss-scaled fp16 is refused."""
     reads_attention: ClassVar[bool] = False
     """The losses compare attention maps, so networks without any are refused."""
+    reads_before_activation: ClassVar[bool] = False
+    """The losses compare the stages' maps before their last activation; a note says which network has none there."""
     reads_tokens: ClassVar[bool] = False
     """The losses compare class tokens, so networks without any are refused."""
     restructures: ClassVar[bool] = False

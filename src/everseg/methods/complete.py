@@ -11,9 +11,10 @@ from torch import Tensor
 from everseg.labels import LabelSpace
 from everseg.losses import Term, distillation, pixelwise_losses, pseudo_labels
 from everseg.methods.base import Method, StepContext
+from everseg.methods.mdil import branch_groups
 from everseg.methods.plop_terms import Share
-from everseg.methods.terms import Weight, at_label_size, label_terms
-from everseg.types import Batch, SegOutput
+from everseg.methods.terms import Positive, Weight, at_label_size, label_terms, over_branches
+from everseg.types import Batch, LossTerms, SegOutput
 
 
 @dataclass(kw_only=True)
@@ -26,10 +27,11 @@ class Complete(Method):
     where nothing is labelled. There the teacher's class is learnt if its probability is high enough, and the pixel is
     ignored if not, or if the teacher's class is one that the data do label: then label and teacher contradict each
     other. So an old class is never taught to be background. Distillation keeps the teacher's outputs wherever no label
-    contradicts its class, so that classes which the new images do not show are kept too.
+    contradicts its class, so that classes which the new images do not show are kept too. Where a model has several
+    branches, distillation through the others holds these, and the weights that they share move slowly.
 
-    Source: everseg's own, of parts from the literature: pseudo-labels by a threshold of the probability, and the
-    distillation of LwF per pixel.
+    Source: everseg's own, of parts from the literature: pseudo-labels by a threshold of the probability, the
+    distillation of LwF per pixel, and for several branches that of MDIL, with its slow shared weights.
     """
 
     uses_teacher: ClassVar[bool] = True
@@ -38,11 +40,21 @@ class Complete(Method):
     """Probability from which the teacher's class is believed, in [0, 1]."""
     kd_weight: Weight = 10.0
     """Weight of the distillation."""
+    shared_lr_scale: Positive = 0.01
+    """Learning rate of the weights that several branches share, relative to the trained branch's, after the first step
+    (MDIL: 0.01)."""
+
+    def param_groups(self, model, step):
+        if len(step.spaces) > 1:
+            return branch_groups(self, model, step, self.shared_lr_scale)
+        return super().param_groups(model, step)
 
     def losses(self, batch, ctx):
-        student, teacher = ctx.student(batch), ctx.teach(batch)
+        outputs, taught = ctx.compare(batch)
+        student, teacher = outputs[batch.branch], taught.get(batch.branch)
+        others = over_branches({}, {"kd": Term(distillation, weight=self.kd_weight)}, outputs, taught, batch)
         if teacher is None:  # the first step, or a new branch: nothing is old
-            yield at_label_size(label_terms(student.logits, batch, ctx), student, batch)
+            yield _sum(at_label_size(label_terms(student.logits, batch, ctx), student, batch), others)
             return
         label, kept = self.completed(batch, ctx, teacher)
         # Means over the pixels that count: where most labels are missing, the others still weigh fully.
@@ -50,7 +62,7 @@ class Complete(Method):
             "ce": replace(label_terms(student.logits, batch, ctx)["ce"], over="valid"),
             "kd": Term(distillation, weight=self.kd_weight, mask=kept, over="valid"),
         }
-        yield pixelwise_losses(terms, student.logits, label, teacher.logits)
+        yield _sum(pixelwise_losses(terms, student.logits, label, teacher.logits), others)
 
     @torch.no_grad()
     def completed(self, batch: Batch, ctx: StepContext, teacher: SegOutput) -> tuple[Tensor, Tensor]:
@@ -99,3 +111,11 @@ class Complete(Method):
         """Whether the data lack a label for some old class."""
         old = {c for c in range(ctx.step.num_old(branch)) if c != space.background}
         return not old <= set(self.labelled(ctx, branch))
+
+
+def _sum(own: LossTerms, others: LossTerms) -> LossTerms:
+    """Add the terms of other branches to those of the same name."""
+    return {
+        **others,
+        **{name: value + others[name] if name in others else value for name, value in own.items()},
+    }

@@ -20,6 +20,7 @@ class PLOP(KeepsThresholds, PseudoRule, PodRule, Method):
     """
 
     uses_teacher: ClassVar[bool] = True
+    reads_before_activation: ClassVar[bool] = True
 
     init_background: bool = True
     """Start the new classifiers from the background's, as MiB does."""

@@ -34,6 +34,7 @@ class REMINDER(EntropyLabels, PodWeights, Method):
     """
 
     uses_teacher: ClassVar[bool] = True
+    reads_before_activation: ClassVar[bool] = True
 
     csw_weight: Weight = 0.5
     """Weight of the class-similarity-weighted distillation (paper's code: 0.5)."""

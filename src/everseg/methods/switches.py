@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
+
+import torch
 
 from everseg.errors import ConfigError
 from everseg.methods.base import Method, StepContext
 from everseg.methods.fusion import check_structure, fuse, new_share, unfit_for_fusion
 from everseg.methods.pretuning import check_classifiers, pretune, pretuned_branch
+from everseg.models.blocks import PRE, is_stage
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Step
 
@@ -100,6 +104,23 @@ def check_model(method: Method, model: SegmentationModel) -> None:
         )
     if method.pretune:
         check_classifiers(model)
+
+
+def compared_otherwise(method: Method, model: SegmentationModel) -> list[str]:
+    """List what the method compares of this network in place of what it asks for, each as a sentence."""
+    if not method.reads_before_activation:
+        return []
+    if not model.branches and getattr(model.encoder, "by_branch", False):  # it runs through a branch only
+        with torch.random.fork_rng(devices=[]):
+            model = copy.deepcopy(model)
+            model.grow({"trial": 1})
+    names = model.tap_names()
+    if stages := [name for name in names if is_stage(name) and name + PRE not in names]:
+        return [
+            f"the method compares the stages' maps before their last activation; {', '.join(stages)} of this network "
+            "have none, so they are compared as they are"
+        ]
+    return []
 
 
 def begin(method: Method, ctx: StepContext) -> None:

@@ -21,7 +21,7 @@ from everseg.losses import (
 )
 from everseg.losses.pixelwise import Over
 from everseg.methods.base import StepContext
-from everseg.models.blocks import ATTENTION, PRE
+from everseg.models.blocks import PRE, is_stage
 from everseg.models.model import SegmentationModel, init_from_background
 from everseg.scenarios.steps import Step
 from everseg.types import Batch, LossTerms, SegOutput
@@ -147,9 +147,11 @@ def stage_maps(output: SegOutput, *, before_activation: bool) -> dict[str, Tenso
         before_activation: the map before the stage's last activation, where the stage has one.
     """
     maps = output.features
-    others = ("encoder", "decoder")
-    stages = [n for n in maps if n not in others and not n.endswith(PRE) and not n.startswith(ATTENTION)]
-    return {name: maps.get(name + PRE, maps[name]) if before_activation else maps[name] for name in stages}
+    return {
+        name: maps.get(name + PRE, map) if before_activation else map
+        for name, map in maps.items()
+        if is_stage(name)
+    }
 
 
 def init_backgrounds(model: SegmentationModel, step: Step, *, biases: bool = True) -> None:

@@ -13,8 +13,10 @@ from everseg.metrics.boundary import boundary_region, boundary_sums, boundary_wi
 from everseg.metrics.confusion import ConfusionMatrix
 from everseg.metrics.continual import (
     boundary_scores,
+    class_spans,
     defined_mean,
     first_last_scores,
+    named_groups,
     relative_drop,
     sequence_scores,
     step_scores,
@@ -42,6 +44,7 @@ __all__ = [
     "boundary_sums",
     "boundary_width",
     "class_accuracy",
+    "class_spans",
     "defined_mean",
     "defined_means",
     "dice",
@@ -57,6 +60,7 @@ __all__ = [
     "iou_of_sums",
     "mean_accuracy",
     "mean_iou",
+    "named_groups",
     "overall_accuracy",
     "relative_drop",
     "resampled_sums",

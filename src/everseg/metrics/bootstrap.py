@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from everseg.metrics.continual import class_spans
+from everseg.metrics.continual import class_spans, named_groups
 from everseg.metrics.scores import EPS, Counts
 
 RESAMPLES = 1000
@@ -77,9 +77,8 @@ def group_miou(
     truth, predicted, both = sums[:, 0], sums[:, 1], sums[:, 2]  # (R, C) each
     iou = np.where(truth > 0, both / (truth + predicted - both + EPS), np.nan)
     spans = class_spans(sums.shape[-1], group_sizes, background)
-    groups = {"old": range(spans[-1].start), "new": spans[-1], "all": range(spans[-1].stop)}
-    if len(spans) > 2:
-        groups |= {"base": spans[0], "later": range(spans[0].stop, spans[-1].stop)}
+    names = ("old", "new", "all", *(("base", "later") if len(spans) > 2 else ()))
+    groups = {name: named_groups(spans)[name] for name in names}
     return {
         key: {
             name: defined_means(iou[:, [c for c in span if c != left_out]]) for name, span in groups.items()

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from everseg.display import counted
 from everseg.labels import IGNORED, IGNORED_WIDE, ignored_id
 from everseg.metrics import scores
 
@@ -139,7 +140,7 @@ class ConfusionMatrix:
             array = scores.checked_counts(other)
             if len(array) != self.num_classes:
                 raise ValueError(
-                    f"ConfusionMatrix: cannot merge {len(array)} classes into {self.num_classes}"
+                    f"ConfusionMatrix: cannot merge {counted(len(array), 'class')} into {self.num_classes}"
                 )
             device = other.device if isinstance(other, Tensor) else "cpu"
             table = torch.zeros(self._last + 3, self.num_classes + 2, dtype=torch.int64)
@@ -232,7 +233,9 @@ class ConfusionMatrix:
                     values[bad & (values != self.ignored) if name == "label" else bad]
                 ).tolist()
             listed = ", ".join(str(value) for value in seen[:5]) + (", ..." if len(seen) > 5 else "")
-            found.append(f"{int(counts.sum())} pixels have a {name} of {listed}, expected {allowed}")
+            found.append(
+                f"{counted(int(counts.sum()), 'pixel', 'has', 'have')} a {name} of {listed}, expected {allowed}"
+            )
         raise ValueError("ConfusionMatrix: " + "; ".join(found))
 
 

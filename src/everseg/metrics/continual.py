@@ -277,6 +277,23 @@ def class_spans(num_classes: int, group_sizes: Sequence[int], background: int | 
     return [range(end - size, end) for end, size in zip(ends, group_sizes, strict=True)]
 
 
+def named_groups(spans: Sequence[range]) -> dict[str, range]:
+    """Train ids of the groups that scores are given of, after the last step; empty where there are none.
+
+    >>> found = named_groups([range(0, 3), range(3, 4), range(4, 6)])
+    >>> [(name, list(ids)) for name, ids in found.items() if name != "all"]
+    [('base', [0, 1, 2]), ('later', [3, 4, 5]), ('old', [0, 1, 2, 3]), ('new', [4, 5])]
+    """
+    end = spans[-1].stop
+    return {
+        "base": spans[0],
+        "later": range(spans[0].stop, end),
+        "old": range(spans[-1].start),
+        "new": spans[-1],
+        "all": range(end),
+    }
+
+
 def _group_means(n: Counts, spans: list[range], left_out: int | None) -> dict[str, float | None]:
     return _means_of(iou(n), spans, left_out)
 
@@ -284,18 +301,13 @@ def _group_means(n: Counts, spans: list[range], left_out: int | None) -> dict[st
 def _means_of(each: np.ndarray, spans: list[range], left_out: int | None) -> dict[str, float | None]:
     """Average the values of classes over the groups; classes without a value (NaN) are left out."""
     # After the first step there is one group: it is base and new, and nothing is old.
-    last = spans[-1]
+    groups = named_groups(spans)
 
     def mean(classes: range) -> float | None:
         known = [each[c] for c in classes if c != left_out and not math.isnan(each[c])]
         return float(np.mean(known)) if known else None
 
-    return {
-        "all": mean(range(last.stop)),
-        "base": mean(spans[0]),
-        "old": mean(range(last.start)) if len(spans) > 1 else None,
-        "new": mean(last),
-    }
+    return {name: mean(groups[name]) for name in ("all", "base", "old", "new")}
 
 
 def _mean_iou(n: Counts, classes: range, left_out: int | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar, cast, get_args
 
@@ -17,13 +18,21 @@ LEAKY_SLOPE = 0.01
 NORM_EPS = 1e-5
 IABN_EPS, IABN_SLOPE = torch.tensor([NORM_EPS, LEAKY_SLOPE], dtype=torch.float32).tolist()
 """In-place ABN's constants are float32 in its C++ code, whatever the tensors are; seen only in float64 models."""
-NORM_TYPES = (_NormBase, nn.GroupNorm, nn.LayerNorm)
-"""Every module whose affine weights count as norm weights."""
+NORM_TYPES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+"""PyTorch's norms; see `is_norm`."""
+_NORM_NAME = re.compile(r"(Batch|Layer|Group|Instance|Simple|R[Mm][Ss])Norm")
+"""In the names of the classes of other libraries' own norms, such as timm's RmsNorm."""
 
 PRE = ".pre"
 """Ending of the name of a tap before its stage's last activation, such as "layer1.pre" beside "layer1"."""
 ATTENTION = "attention"
 """Beginning of the name of a transformer block's attention map: "attention1", "attention2", ..."""
+
+
+def is_stage(tap: str) -> bool:
+    """Whether a tap of an encoder is the map of one of its stages."""
+    return tap not in ("encoder", "decoder") and not tap.endswith(PRE) and not tap.startswith(ATTENTION)
+
 
 PerBranch = Literal["head", "decoder", "norm", "adapter"]
 """What each branch owns, every choice including the ones before it: its classifiers; its decoder; the encoder's batch
@@ -39,6 +48,15 @@ def check_in_channels(found: object) -> int:
     if type(found) is not int or not 1 <= found <= 4096:
         raise ConfigError(f"model.options: in_channels needs a whole number of at least 1, got {found!r}")
     return found
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the weights of a module count as norm weights: PyTorch's norms, and those that libraries define."""
+    if isinstance(module, NORM_TYPES):
+        return True
+    # A library's own norm has weights per channel and no layers with weights inside.
+    weights = dict(module.named_parameters())
+    return bool(_NORM_NAME.search(type(module).__name__)) and not any("." in name for name in weights)
 
 
 class BranchDict(nn.ModuleDict):
@@ -62,7 +80,7 @@ class BranchDict(nn.ModuleDict):
     def makes_norms(self) -> bool:
         """Whether an entry is a norm."""
         with torch.device("meta"):  # draws no random numbers
-            return isinstance(self.make(), NORM_TYPES)
+            return is_norm(self.make())
 
     def check(self, name: str) -> None:
         """Stop unless a new branch may have this name: no dot, and no name that `nn.ModuleDict` itself uses.

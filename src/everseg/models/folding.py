@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from everseg.models.adapters.encoders import LibraryEncoder
 from everseg.models.blocks import eval_affine
 from everseg.models.compensation import compensated
 from everseg.models.model import SegmentationModel, frozen_copy
@@ -41,11 +42,19 @@ def folded_copy(model: SegmentationModel) -> SegmentationModel:
     return copy
 
 
-def united(model: SegmentationModel) -> SegmentationModel:
+def united(model: SegmentationModel, branch: str | None = None) -> SegmentationModel:
     """Give what to run for inference: a folded copy where new convolutions stand beside old ones, else the model.
 
     Both convolutions of such a network cost twice the time of one.
+
+    Args:
+        branch: the only one that will be run. Of another library's encoder with parts per branch the copy holds this
+            branch's alone, adapters merged into the weights beside them.
     """
+    if branch is not None and isinstance(model.encoder, LibraryEncoder) and model.encoder.by_branch:
+        copy = frozen_copy(model)
+        copy.encoder = model.encoder.merged(branch).eval().requires_grad_(False)
+        return copy
     return folded_copy(model) if compensated(model) else model
 
 

@@ -56,6 +56,10 @@ class Head:
     """Width of the random expansion that the change "expand" inserts, in the first growth; 0 = none."""
     regions: int = 0
     """Regions of an image that a head of regions pools over, in the first growth; 0 = none."""
+    sums: tuple[int, ...] = ()
+    """For each class of this growth's classifier the number of its outputs. The logit of a class of several ones is the
+    logarithm of the sum of their exponentials, so that under a softmax its probability is the sum of theirs. () = one
+    each. Classes that were merged after they were learnt are such ones."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to a JSON value: what differs from the default."""
@@ -88,6 +92,7 @@ class Head:
             "reserve": lambda value: _items(value, _positive),
             "expansion": _positive,
             "regions": _positive,
+            "sums": lambda value: _items(value, _positive),
         }
         wrong = [key for key, value in stored.items() if not good[key](value)]
         if wrong:
@@ -253,6 +258,8 @@ class GrowingHead(Restructured):
             raise ConfigError(
                 f"the name of an output appears twice: {', '.join(sorted(both or set(head.beside)))}"
             )
+        if head.sums and len(head.sums) != number - (head.background != "joint"):
+            raise ConfigError("head: `sums` has another number of classes than the growth")
         if not set(head.detached) <= set(head.auxiliary):
             raise ConfigError("head: `detached` names no auxiliary output")
         for name in head.auxiliary:
@@ -281,7 +288,8 @@ class GrowingHead(Restructured):
             self.classifiers.append(taken)
         else:
             own = 1 if head.background != "joint" else 0
-            self.classifiers.append(self._made(num_classes - own + sum(head.beside.values()), head, like))
+            rows = sum(head.sums) or num_classes - own
+            self.classifiers.append(self._made(rows + sum(head.beside.values()), head, like))
         for number in head.reserve:
             self.future.append(self._made(number, head, like))
         if head.expansion:
@@ -377,7 +385,8 @@ class GrowingHead(Restructured):
             for name, count in head.beside.items():
                 auxiliary.setdefault(name, []).append(found[:, at : at + count])
                 at += count
-            logits.append(found[:, at:] if at else found)
+            found = found[:, at:] if at else found
+            logits.append(summed(found, head.sums) if head.sums else found)
         if self.future:
             auxiliary[FUTURE] = [classifier(seen) for classifier in self.future]
         joined = {name: torch.cat(maps, dim=1) for name, maps in auxiliary.items()}
@@ -410,6 +419,19 @@ class GrowingHead(Restructured):
         """Take the gradient from the expansion and the classifiers behind it."""
         if self.expansion is not None:
             self.requires_grad_(False)
+
+
+def summed(outputs: Tensor, sums: Iterable[int]) -> Tensor:
+    """Make one logit of the outputs of each class, as `Head.sums` says.
+
+    Args:
+        outputs: (B, n, h, w); n is the sum of `sums`.
+
+    Returns:
+        (B, classes, h, w).
+    """
+    parts = outputs.split(list(sums), dim=1)
+    return torch.cat([one if one.shape[1] == 1 else one.logsumexp(1, keepdim=True) for one in parts], dim=1)
 
 
 def last_layer(part: nn.Module) -> Classifier:

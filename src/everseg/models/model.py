@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast, get_args
 
@@ -14,11 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.blocks import NORM_TYPES, BranchDict, MakeClassifier, NormKind, Restructured
+from everseg.models.blocks import (
+    ATTENTION,
+    PRE,
+    BranchDict,
+    MakeClassifier,
+    NormKind,
+    Restructured,
+    is_norm,
+)
+from everseg.models.domain_statistics import DomainStatistics
 from everseg.models.heads import GrowingHead, Growth, Head, HeadOutput, background_layer, last_layer
 from everseg.models.kinds import KINDS
 from everseg.models.open_sizes import sizes_at_hand
 from everseg.types import Readout, SegOutput, Tap, Taps
+
+TRIAL = (64, 128)
+"""Height and width of an image that is run to see what a network gives."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,8 @@ class SegmentationModel(nn.Module):
 
     Attributes:
         readout: how the outputs become classes. It is no part of the description; model folders hold it beside it.
+        domain_statistics: branch -> what its training images look like, where the choice of a branch needs that
+            (`branch_choice`). Model folders hold it in a file of its own.
     """
 
     def __init__(
@@ -74,11 +88,17 @@ class SegmentationModel(nn.Module):
         self.changes: list[str] = []
         self.frozen = Frozen()
         self.readout = Readout()
+        self.domain_statistics: dict[str, DomainStatistics] = {}
 
     @property
     def branches(self) -> tuple[str, ...]:
         """Names of the branches in the order they were met."""
         return tuple(self.heads)
+
+    @property
+    def is_by_branch(self) -> bool:
+        """Whether the encoder has parts per branch, and so is run once for each."""
+        return _by_branch(self.encoder)
 
     @property
     def parameter_count(self) -> int:
@@ -221,7 +241,7 @@ class SegmentationModel(nn.Module):
                 weight.requires_grad_(False)
         if norm:
             for module in self.modules():
-                if isinstance(module, NORM_TYPES):
+                if is_norm(module):
                     module.requires_grad_(False)
         for module in self.modules():
             if isinstance(module, Restructured):
@@ -243,7 +263,7 @@ class SegmentationModel(nn.Module):
             trained = {id(inner) for module in kept for inner in module.modules()}
             for root in [self] if self.frozen.norm else roots:
                 for module in root.modules():
-                    if isinstance(module, NORM_TYPES) and id(module) not in trained:
+                    if is_norm(module) and id(module) not in trained:
                         module.training = False
         if self.frozen.dropout:
             for module in self.modules():
@@ -320,9 +340,10 @@ class SegmentationModel(nn.Module):
             image: (B, 3, H, W) float, normalised.
             branches: which; None = all.
             encoded: what the encoder made of the image, where it is known already and the same for all branches.
-            taps: maps to give beside the usual ones, where the network has them. "before_activation": each stage's
-                before its last activation, named as the stage with ".pre" behind; they cost a copy of each map.
-                "attention": those of a transformer's blocks, "attention1", "attention2", ...; see `LibraryEncoder`.
+            taps: maps to give beside the usual ones. Kinds, where the network has them: "before_activation", each
+                stage's before its last activation, named as the stage with ".pre" behind; they cost a copy of each
+                map; "attention", those of a transformer's blocks, "attention1", "attention2", ...; see
+                `LibraryEncoder`. Or names of single ones, such as "layer3.pre"; see `tap_names`.
             extra: the maps in `reads_extra`, name -> (B, H, W).
 
         Returns:
@@ -332,7 +353,8 @@ class SegmentationModel(nn.Module):
             heads.
 
         Raises:
-            ConfigError: unknown branch or kind of tap, the model has no outputs yet, or `extra` lacks a map.
+            ConfigError: unknown branch or kind of tap, a tap that the network does not have, no outputs yet, or
+                `extra` lacks a map.
         """
         branches = self.branches if branches is None else tuple(branches)
         self._check_branches(branches)
@@ -341,7 +363,8 @@ class SegmentationModel(nn.Module):
         found = self._maps(image, branches, encoded, self._wanted(taps))
         height, width = image.shape[2:]
         outputs = {}
-        for branch, maps in found.items():
+        for branch, all_maps in found.items():
+            maps = self._only(all_maps, taps)
             logits, auxiliary, own = self._through_head(branch, maps["decoder"], extra)
             # A transposed convolution may reach beyond an image whose size is no multiple of its stride. With sizes at
             # hand the maps are cut to whole cells already, and an image never has more cells than pixels.
@@ -366,7 +389,7 @@ class SegmentationModel(nn.Module):
 
     def encode(self, image: Tensor, *, taps: Taps = ()) -> dict[str, Tensor]:
         """Run an encoder that all branches share: (B, 3, H, W) to its maps by name, finest first."""
-        return self.encoder(image, **self._wanted(taps))
+        return self._only(self.encoder(image, **self._wanted(taps)), taps)
 
     @property
     def gives_attention(self) -> bool:
@@ -379,13 +402,59 @@ class SegmentationModel(nn.Module):
         with torch.device("meta"):  # draws no random numbers
             return bool(getattr(self.heads.make(), "gives_tokens", False))
 
+    def tap_names(self) -> tuple[str, ...]:
+        """Names of the taps that the network has, with those that are given only where they are asked for.
+
+        A small image is run to see them. Taps of heads ("head0") are not among them.
+
+        Raises:
+            ConfigError: every branch has an encoder of its own, and there is no branch yet.
+        """
+        like = next(
+            weight for weight in self.encoder.parameters() if weight.ndim == 4
+        )  # the first convolution
+        asked = self._wanted(get_args(Tap))
+        training = {module: module.training for module in self.encoder.modules()}
+        self.encoder.eval()
+        try:
+            with torch.no_grad():
+                image = like.new_zeros(1, like.shape[1], *TRIAL)
+                if not _by_branch(self.encoder):
+                    maps = self.encoder(image, **asked)
+                elif self.branches:
+                    maps = self.encoder(image, self.branches[:1], **asked)[self.branches[0]]
+                else:
+                    raise ConfigError("the model has no outputs yet: grow it first")
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+        return (*maps, "encoder", "decoder")
+
     def _wanted(self, taps: Taps) -> dict[str, Taps]:
-        """What the encoder is called with for these taps: nothing where it has no such argument."""
-        unknown = [tap for tap in taps if tap not in get_args(Tap)]
-        if unknown:
-            raise ConfigError(f"taps: '{unknown[0]}' is not a kind of tap; kinds: {', '.join(get_args(Tap))}")
+        """What the encoder is called with for these taps: their kinds; nothing where it has no such argument."""
+        kinds = tuple(dict.fromkeys(_kind(tap) or tap for tap in taps))
+        if [kind for kind in kinds if kind not in get_args(Tap)]:
+            unknown = next(tap for tap in taps if _kind(tap) is None)
+            raise ConfigError(
+                f"taps: '{unknown}' is neither a kind of tap ({', '.join(get_args(Tap))}) nor the name of one that is "
+                f"given where it is asked for; the network has {', '.join(self.tap_names())}"
+            )
         asks = bool(taps) and "taps" in inspect.signature(self.encoder.forward).parameters
-        return {"taps": taps} if asks else {}
+        return {"taps": kinds} if asks else {}
+
+    def _only(self, maps: Mapping[str, Tensor], taps: Taps) -> dict[str, Tensor]:
+        """Leave out what was not asked for: of kinds that only single names were asked of.
+
+        Raises:
+            ConfigError: the network lacks a tap that was asked for by its name.
+        """
+        if missing := [tap for tap in taps if tap not in get_args(Tap) and tap not in maps]:
+            raise ConfigError(
+                f"taps: the network has no {', '.join(missing)}; it has {', '.join(self.tap_names())}"
+            )
+        return {
+            name: map for name, map in maps.items() if _kind(name) is None or {name, _kind(name)} & {*taps}
+        }
 
     def _maps(
         self,
@@ -446,6 +515,15 @@ class SegmentationModel(nn.Module):
             raise ConfigError(f"the model has no branch '{unknown[0]}'; it has {list(self.branches)}")
 
 
+def _kind(tap: str) -> str | None:
+    """The kind of a tap that is given only where it is asked for, or of a kind itself; None = another tap."""
+    if tap in get_args(Tap):
+        return tap
+    if tap.endswith(PRE):
+        return "before_activation"
+    return ATTENTION if tap.startswith(ATTENTION) and tap.removeprefix(ATTENTION).isdigit() else None
+
+
 def _by_branch(part: nn.Module) -> bool:
     return bool(
         getattr(part, "by_branch", False)
@@ -490,7 +568,9 @@ def init_from_background(model: SegmentationModel, branch: str, *, biases: bool 
     first, new = background_layer(head), last_layer(head.classifiers[-1])
     if first.bias is None or new.bias is None:
         raise ConfigError(f"branch '{branch}': the classifiers need a bias")
-    if any(growth.head != Head() for growth in (head.growths[0], head.growths[-1])):
+    # Of a background that was merged with other classes only the first part is shared out.
+    plain = [replace(growth.head, sums=()) for growth in (head.growths[0], head.growths[-1])]
+    if any(kind != Head() for kind in plain):
         raise ConfigError(
             f"branch '{branch}': its classifiers are of another method's kind; a new one cannot start from the "
             "background's as it does in MiB"

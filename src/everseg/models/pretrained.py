@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everseg.display import counted
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.models import erfnet
 from everseg.models.blocks import (
@@ -113,7 +115,7 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
             state.setdefault(name, torch.zeros_like(value))
     plain.load_state_dict(state, strict=True)
     count = _adopt(model.encoder, plain)
-    sentence = f"encoder: {count} tensors from {spec}{note}"
+    sentence = f"encoder: {counted(count, 'tensor')} from {spec}{note}"
     log.info(sentence)
     return sentence
 
@@ -140,11 +142,15 @@ def spread_channels(filters: Tensor, count: int) -> Tensor:
 def weight_file(spec: str, download: bool, key: str = "model.weights") -> Path:
     """Return the file that a path or `hf:org/name[@revision]` stands for.
 
+    A name without a folder that is not in the working folder is looked for in `shared_folder`.
+
     Raises:
         ConfigError: a download that failed or was not allowed.
     """
     if not spec.startswith("hf:"):
-        return Path(spec).expanduser()
+        path, shared = Path(spec).expanduser(), shared_folder()
+        elsewhere = shared / path if shared and path.name == spec and not path.exists() else path
+        return elsewhere if elsewhere.is_file() else path
     found = fetch(spec[3:], WEIGHT_FILES, download=download, key=key)
     assert found is not None
     return found
@@ -295,7 +301,8 @@ def _convert_gammas(encoder: nn.Module, state: dict[str, Tensor], from_abn: bool
     negative = sum(int((state[f"{name}.weight"] < 0).sum()) for name in absolute)
     if negative:
         raise CheckpointError(
-            f"{where}: {negative} norm weights are negative, which norm 'iabn' cannot express; use model.norm=abn"
+            f"{where}: {counted(negative, 'norm weight', 'is', 'are')} negative, which norm 'iabn' cannot express; "
+            "use model.norm=abn"
         )
     for name in absolute:
         # A gamma below 1e-5 becomes w = 0, the smallest that |w| + 1e-5 can express.
@@ -303,8 +310,26 @@ def _convert_gammas(encoder: nn.Module, state: dict[str, Tensor], from_abn: bool
     return " (weight = gamma - 1e-5 for norm 'iabn')" if absolute else ""
 
 
+def shared_folder() -> Path | None:
+    """Return the folder of weights that a team shares, `$EVERSEG_WEIGHTS` (`everseg.interop.weights`); None = none."""
+    named = os.environ.get("EVERSEG_WEIGHTS")
+    return Path(named).expanduser() if named else None
+
+
+def cached(spec: str, names: Sequence[str]) -> Path | None:
+    """Return the first of some files of a repository that is in the hub's cache; None = none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, _, revision = spec.partition("@")
+    found = (try_to_load_from_cache(repo, name, revision=revision or None) for name in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
 def fetch(spec: str, names: Sequence[str], *, download: bool, key: str, needed: bool = True) -> Path | None:
-    """Find the first of some files of a repository in the hub's cache, or download it where that is allowed.
+    """Find the first of some files of a repository in the shared folder or the hub's cache, or download it if allowed.
+
+    The shared folder either has all of a repository that is needed or counts as not having it: parts of two revisions
+    must not meet.
 
     Args:
         spec: "org/name" or "org/name@revision".
@@ -316,12 +341,19 @@ def fetch(spec: str, names: Sequence[str], *, download: bool, key: str, needed: 
     Raises:
         ConfigError: another form of name, no such file, or a download that was not allowed.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
     repo, _, revision = spec.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ConfigError(f"{key}: 'hf:{spec}' is not of the form hf:org/name[@revision]")
+    shared = shared_folder()
+    if shared is not None and any((shared / spec / name).is_file() for name in WEIGHT_FILES):
+        if found := next((shared / spec / name for name in names if (shared / spec / name).is_file()), None):
+            return found
+        if not needed:
+            return None
+        raise ConfigError(f"{key}: folder '{shared / spec}' (EVERSEG_WEIGHTS) has no {' or '.join(names)}")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
     # A missing file is no failure yet: the next name may exist. A network error is one at once.
     problem: Exception | None = None
     for name in names:
@@ -336,5 +368,6 @@ def fetch(spec: str, names: Sequence[str], *, download: bool, key: str, needed: 
     if download:
         raise ConfigError(f"{key}: 'hf:{spec}' could not be downloaded: {problem}")
     raise ConfigError(
-        f"{key}: 'hf:{spec}' is not on this machine; allow the download with model.download=true"
+        f"{key}: 'hf:{spec}' is not on this machine; allow the download with model.download=true, or put it into the "
+        "folder EVERSEG_WEIGHTS (everseg weights)"
     )

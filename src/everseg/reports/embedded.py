@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from everseg.data.class_colours import IGNORED_COLOUR, colourise, palette
+from everseg.data.class_colours import all_colours, colourise
 from everseg.data.datasets.decode import Reading, open_inside, open_picture, read_image
 from everseg.files import real_path
-from everseg.labels import IGNORED
 
 QUALITY = 82
 """Of JPEG."""
@@ -35,24 +34,28 @@ def photo(image: np.ndarray, side: int) -> str:
     return data_uri("image/jpeg", buffer.getvalue())
 
 
-def labels(ids: np.ndarray, side: int, colours: Sequence[Sequence[int]] | None = None) -> str:
-    """Encode ids (H, W) in 0 ... 255 as a PNG of mode P, scaled down without mixing ids; uint16 ids as colours.
+def labels(ids: np.ndarray, side: int, *, background: int | None) -> str:
+    """Encode train ids (H, W) in the colours of their classes, scaled down without mixing ids.
 
     Args:
-        colours: of the ids 0, 1, ...; default the palette of `engine.pictures`, 255 = ignored.
+        background: train id of the background, None if there is none.
     """
+    if ids.dtype == np.uint16:
+        return _small(Image.fromarray(colourise(ids, background=background)), side)
+    return coloured(ids, side, all_colours(background).tolist())
+
+
+def coloured(ids: np.ndarray, side: int, colours: Sequence[Sequence[int]]) -> str:
+    """Encode ids (H, W) as a PNG of mode P in the colours given, scaled down without mixing ids."""
     table = np.zeros((256, 3), np.uint8)
-    if ids.dtype == np.uint16:
-        pass
-    elif colours is None:
-        table[:IGNORED], table[IGNORED] = palette(IGNORED), IGNORED_COLOUR
-    else:
-        table[: len(colours)] = colours
-    if ids.dtype == np.uint16:
-        picture = Image.fromarray(colourise(ids))
-    else:
-        picture = Image.fromarray(ids.astype(np.uint8))
-        picture.putpalette(table.tobytes())
+    table[: len(colours)] = colours
+    picture = Image.fromarray(ids.astype(np.uint8))
+    picture.putpalette(table.tobytes())
+    return _small(picture, side)
+
+
+def _small(picture: Image.Image, side: int) -> str:
+    """Encode a picture of classes as a PNG, its longer side at most `side` pixels."""
     if max(picture.size) > side:
         scale = side / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -17,7 +17,18 @@ from torch import Tensor
 from everseg.config.fields import DataConfig, RunConfig
 from everseg.data.batches.loader import normalised_batches
 from everseg.data.class_colours import palette
-from everseg.display import OnceADictionary, Picture, Piece, Table, figure, for_csv, percent, printable, table
+from everseg.display import (
+    OnceADictionary,
+    Picture,
+    Piece,
+    Table,
+    counted,
+    figure,
+    for_csv,
+    percent,
+    printable,
+    table,
+)
 from everseg.distributed import derive_seed
 from everseg.engine.prepare import Prepared, prepare
 from everseg.errors import CheckpointError, ConfigError, DataError
@@ -147,8 +158,11 @@ def write_features(
         shown=lambda done: progress.update(done),
     )
     progress.end()
-    progress.message(f"projecting {len(pixels.label)} pixels")
-    files = pictures(pixels, run=config.name, steps=(before, after), seed=seed)
+    progress.message(f"projecting {counted(len(pixels.label), 'pixel')}")
+    empty = (space.names[space.background] for space in spaces.values() if space.background is not None)
+    found = (find_name(name, pixels.classes) for name in empty)
+    background = next((pixels.classes.index(name) for name in found if name is not None), None)
+    files = pictures(pixels, run=config.name, steps=(before, after), seed=seed, background=background)
     branches = {source.name: source.branch for source in sources}
     rows = class_drift(pixels)
     result = FeatureDrift(
@@ -321,23 +335,27 @@ def tsne(pixels: Pixels, *, seed: int, most: int = TSNE_PIXELS) -> Projection:
     return Projection("t-SNE of both together", before, after, chosen, ("t-SNE 1", "t-SNE 2"), linear=False)
 
 
-def pictures(pixels: Pixels, *, run: str, steps: tuple[int, int], seed: int) -> dict[str, bytes]:
+def pictures(
+    pixels: Pixels, *, run: str, steps: tuple[int, int], seed: int, background: int | None
+) -> dict[str, bytes]:
     """Draw file name -> PNG: both projections, coloured by class and, if there are several domains, by domain.
 
     Args:
         run: name for the titles.
         steps: before and after.
         seed: of t-SNE.
+        background: index of the background in the pixels' classes, None if there is none.
     """
-    colourings = {"class": (pixels.label, pixels.classes, palette(len(pixels.classes)))}
+    colourings = {
+        "class": (pixels.label, pixels.classes, palette(len(pixels.classes), background=background))
+    }
     if len(pixels.domains) > 1:
-        colourings["domain"] = (pixels.domain, pixels.domains, palette(len(pixels.domains) + 1)[1:])
+        colourings["domain"] = (pixels.domain, pixels.domains, palette(len(pixels.domains), background=None))
     files = {}
     for kind, flat in (("pca", pca(pixels)), ("tsne", tsne(pixels, seed=seed))):
         for what, (groups, names, colours) in colourings.items():
-            title = (
-                f"{printable(run)}: encoder features of {len(flat.chosen):,} pixels by {what}\n{flat.title}"
-            )
+            number = counted(len(flat.chosen), "pixel")
+            title = f"{printable(run)}: encoder features of {number} by {what}\n{flat.title}"
             figure = _figure(flat, groups[flat.chosen], names, colours / 255, title, steps)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -575,7 +593,7 @@ def _pixels(
     total = sum(map(len, features))
     if total < _LEAST_PIXELS:
         raise DataError(
-            f"the test images show {total} labelled pixels at the size of the encoder's map; "
+            f"the test images show {counted(total, 'labelled pixel')} at the size of the encoder's map; "
             f"features need {_LEAST_PIXELS} at least"
         )
     both = np.concatenate(features)

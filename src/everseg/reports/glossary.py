@@ -7,27 +7,34 @@ from collections.abc import Iterable
 from everseg.reports.kinds import Kind
 from everseg.runs.results import Results
 
-_SCORES = [
-    ("IoU", "intersection over union of a class, in percent: of all pixels that are the class or are called so, the "
-            "part for which both is true. 100 is best. Computed from the sums over all test images"),
-    ("mIoU", "the mean of IoU over classes. Classes without a true pixel are left out"),
-    ("Dice", "twice the pixels that are the class and are called so, divided by true pixels plus pixels called so"),
-    ("accuracy", "the share of the labelled test pixels that are right"),
-]  # fmt: skip
-_OUTLINES = [
-    (
-        "boundary IoU",
-        "the IoU of the strips along the outlines of a class, as wide as 2 % of the image's diagonal",
-    ),
-]
-_STEPS = [
-    ("step", "one training with classes or images of its own. Step 0 is the first"),
-    ("old, new, base", "in a step: the classes learnt before it, those learnt in it, and those of step 0"),
-    ("average", "the mean over the steps of the mIoU over all classes known then"),
-    ("forgetting", "the best value before the last step minus the value after it. Negative: it got better"),
-    ("backward transfer", "the value after the last step minus the one when it was learnt. Negative: it got worse"),
-]  # fmt: skip
-_PROTOCOLS = {
+MEANINGS = {
+    "IoU": "intersection over union of one class: the pixels that are of the class and called so, divided by the "
+    "pixels that are of the class or called so. In percent; 100 is perfect",
+    "mIoU": "the mean of the IoU over classes. Classes without a true pixel are left out",
+    "Dice": "twice the pixels that are of a class and called so, divided by the true pixels plus the pixels called so",
+    "accuracy": "the share of the labelled test pixels that are right",
+    "boundary IoU": "the IoU of the strips along the outlines of a class, as wide as 2 % of the image's diagonal",
+    "step": "one training with classes or images of its own. Step 0 is the first",
+    "old, new, base": "in a step: the classes learnt before it, those learnt in it, and those of step 0",
+    "average": "the mean over the steps of the mIoU of all that was tested then",
+    "forgetting": "what earlier classes have lost, in points: their best mIoU after an earlier step minus their mIoU "
+    "after the last one. Negative: they got better",
+    "backward transfer": "the change of earlier classes since they were learnt, in points: their mIoU after the last "
+    "step minus the one when they were new. Negative: they got worse",
+    "joint training": "one training on the images of all steps at once, which sees every label. Usually the upper "
+    "bound",
+    "domain": "images of one origin, such as a city, a season or a camera",
+    "relative drop": "the mean over domains of (mIoU here - mIoU of a model trained on this domain alone) / the "
+    "latter, in percent. Negative: worse than such models",
+    "label policy": "the rule that says what training and tests make of pixels without a class, and of old and later "
+    "classes",
+    "seed": "the number that all random choices of a run begin with. The same seed on the same machine gives the same "
+    "result",
+}
+"""Word -> meaning. docs/glossary.md begins its entries with these texts; a test compares them."""
+_SCORES = ("IoU", "mIoU", "Dice", "accuracy")
+_STEPS = ("step", "old, new, base", "average", "forgetting", "backward transfer")
+PROTOCOLS = {
     "overlapped": "a step's images may also show classes of other steps. There these have no label",
     "disjoint": "a step's images show only its own classes and earlier ones. Earlier ones have no label there",
     "sequential": "a step's images keep the labels of earlier classes",
@@ -63,24 +70,21 @@ def words(results: Results, kind: Kind, terms: Iterable[str], *, joint: bool) ->
     config = results.config
     found = list(_SCORES)
     if any(track.boundary is not None for track in results.tracks):
-        found += _OUTLINES
+        found.append("boundary IoU")
     if kind in (Kind.SEQUENCE, Kind.DOMAINS):
         found += _STEPS
     if kind is Kind.JOINT or joint:
-        found.append(("joint training", "one training on the images of all steps at once, which sees every label. No "
-                      "sequence of steps is expected to do better"))  # fmt: skip
+        found.append("joint training")
     if config.data.domains:
-        found.append(("domain", "images of one origin, such as a city, a season or a camera"))
-        found.append(("relative drop", "the mean over domains of (mIoU here - mIoU of a model trained on this domain "
-                      "alone) / the latter, in percent. Negative: worse than such models"))  # fmt: skip
-    elif kind in (Kind.SEQUENCE, Kind.JOINT, Kind.EXTENSION):
+        found += ("domain", "relative drop")
+    told = [(name, MEANINGS[name]) for name in found]
+    if not config.data.domains and kind in (Kind.SEQUENCE, Kind.JOINT, Kind.EXTENSION):
         protocol = config.scenario.protocol
-        found.append((f"protocol {protocol}", _PROTOCOLS[protocol]))
-    found.append((f"label policy {results.policy}", "the rule that says where pixels without a class, and pixels of "
-                  "old and later classes, go in training and in tests (everseg docs data)"))  # fmt: skip
-    found.append(("seed", "the number that all random choices of the run begin with: same seed, same result"))
+        told.append((f"protocol {protocol}", PROTOCOLS[protocol]))
+    told.append((f"label policy {results.policy}", f"{MEANINGS['label policy']} (everseg docs data)"))
+    told.append(("seed", MEANINGS["seed"]))
     method = config.method.name
     for name in terms:
         known = _LOSSES.get(name, f"a loss term of the method {method} (everseg docs methods)")
-        found.append((f"loss term {name}", known))
-    return found
+        told.append((f"loss term {name}", known))
+    return told

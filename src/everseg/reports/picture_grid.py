@@ -18,7 +18,7 @@ from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.data.channels import picture_of
 from everseg.data.class_colours import SAFE, palette
-from everseg.display import in_percent, percent
+from everseg.display import counted, in_percent, percent
 from everseg.distributed import derive_seed
 from everseg.errors import CheckpointError, DataError, EversegError, first_line, some
 from everseg.inference.count import user_builder, views_of
@@ -26,7 +26,7 @@ from everseg.labels import IGNORED, IGNORED_WIDE
 from everseg.losses.reading import read_ids
 from everseg.metrics import ConfusionMatrix, mean_iou
 from everseg.progress import Progress
-from everseg.reports.embedded import labels, photo, plot, stored_picture
+from everseg.reports.embedded import coloured, labels, photo, plot, stored_picture
 from everseg.reports.kinds import Words
 from everseg.reports.page import Grid, Picture, PictureRow, Place
 from everseg.reports.verdict import alternation
@@ -302,7 +302,8 @@ def rule(found: Sequence[Looked], seed: int, words: Words) -> str:
     """Describe how the pictures were chosen."""
     steps = ", ".join(map(str, sorted({step for one in found for step in one.predictions})))
     start = (
-        f"Chosen by rule, not by hand: {len(found)} test images were drawn with seed {seed} and predicted with "
+        f"Chosen by rule, not by hand: {counted(len(found), 'test image', 'was', 'were')} drawn with seed {seed} "
+        "and predicted with "
         f"{words.models.format(steps=steps)}."
     )
     if any(one.old is not None for one in found):
@@ -371,7 +372,8 @@ def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int
         present = sorted(
             {c for one in mine for ids in (one.label, *one.predictions.values()) for c in np.unique(ids)}
         )
-        space, colours = known[name].space, palette(known[name].space.num_classes)
+        space = known[name].space
+        colours = palette(space.num_classes, background=space.background)
         numbered = space.num_classes > SAFE
         legend = [
             (css(colours[c]), f"{c} {space.names[c]}" if numbered else space.names[c])
@@ -411,19 +413,26 @@ def alternating(found: Sequence[Looked]) -> dict[str, float]:
 
 def _row(one: Looked, steps: Sequence[int], side: int, track: Track) -> PictureRow:
     names = track.space.names if track.space.num_classes > SAFE else ()
+    background = track.space.background
     shown: list[Picture | None] = [
         Picture(photo(one.image, side), f"test image {one.id}", photo=max(one.image.shape[:2]) >= side),
-        Picture(labels(one.label, side), f"true classes of {one.id}", places=places(one.label, names)),
+        Picture(
+            labels(one.label, side, background=background),
+            f"true classes of {one.id}",
+            places=places(one.label, names),
+        ),
     ]
     for step in steps:
         ids = one.predictions.get(step)
         text = f"classes of {one.id} after step {step}"
         note = _note(one, track, step)
         shown.append(
-            None if ids is None else Picture(labels(ids, side), text, note=note, places=places(ids, names))
+            None
+            if ids is None
+            else Picture(labels(ids, side, background=background), text, note=note, places=places(ids, names))
         )
     shown.append(
-        Picture(labels(change(one), side, CHANGE_COLOURS), f"what changed in {one.id} over the steps")
+        Picture(coloured(change(one), side, CHANGE_COLOURS), f"what changed in {one.id} over the steps")
     )
     for picture in filter(None, shown):
         picture.shape = round(one.label.shape[1] / one.label.shape[0], 3)

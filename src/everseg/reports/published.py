@@ -17,7 +17,7 @@ import numpy as np
 
 from everseg.config.fields import DataConfig, ModelConfig, ScenarioConfig
 from everseg.config.yaml import parse
-from everseg.display import in_percent
+from everseg.display import counted, in_percent
 from everseg.labels import LabelSpace, policy_name
 from everseg.metrics import first_last_scores, mean_iou
 from everseg.runs.results import Results, source_name
@@ -347,7 +347,9 @@ def _of_tests(entry: Published, data: DataConfig) -> list[str]:
 
 def _remarks(entry: Published, model: ModelConfig) -> list[str]:
     found = [f"seeds: {entry.seeds}", *entry.notes]
-    found += [f"{method} keeps {number} training images" for method, number in entry.memory.items()]
+    found += [
+        f"{method} keeps {counted(number, 'training image')}" for method, number in entry.memory.items()
+    ]
     if model.weights is not None:
         found.append(f"{entry.backbone['weights']} weights there; here {model.weights}")
     norm = model.norm or _DEFAULT_NORM

@@ -153,9 +153,26 @@ def _kept(value: Any, key: str, problems: list[str]) -> None:
         problems.append(f"{key}: expected share and how")
 
 
+_CHANGED = entries({"drop": many(TEXT), "merge": named(many(TEXT)), "rename": named(TEXT)})
+"""Classes that a step without training dropped, merged and renamed."""
 _PARITY = entries(
     {"source": TEXT, "sizes": many(many(COUNT)), "logit_difference": NUMBER, "equal_pixels": NUMBER},
     {"one_size": FLAG},
+)
+_REDUCED = entries(
+    {
+        "file": TEXT,
+        "bytes": COUNT,
+        "full_bytes": COUNT,
+        "images": COUNT,
+        "source": TEXT,
+        "calibrated_on": TEXT,
+        "measure": TEXT,
+        "full": NUMBER,
+        "reduced": NUMBER,
+        "equal_pixels": NUMBER,
+        "classes": named(many(or_none(NUMBER))),
+    }
 )
 LINEAGE = entries(
     {
@@ -171,18 +188,22 @@ LINEAGE = entries(
                     "test": many(_IMAGES),
                     "scores": named(_STEP_SCORES),
                 },
-                {"run": TEXT, "extends": or_none(SHA256), "kept": or_none(_kept)},
+                {"run": TEXT, "extends": or_none(SHA256), "kept": or_none(_kept), "changed": _CHANGED},
             )
         ),
     },
     {
         "parity": named(_PARITY),
+        "reduced": named(named(_REDUCED)),
         "final": or_none(TEXT),
         "method": or_none(TEXT),
         "source": or_none(TEXT),
     },
 )
 """lineage.json of a bundle."""
+
+SIGNATURE = entries({"format": COUNT, "signatures": many(entries({"key": SHA256, "signature": TEXT}))})
+"""SIGNATURE.json of a bundle."""
 
 _GROUP = entries({"params": many(TEXT)})
 STATE = entries(

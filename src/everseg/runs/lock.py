@@ -73,7 +73,9 @@ class _Found:
     def seconds(self, key: str, default: float) -> float:
         """A length of time that the holder stated: it may be of another version, with other ones, but not any."""
         value = self.owner.get(key)
-        return min(value, _MOST_TIMES * default) if type(value) in (int, float) and value > 0 else default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            return default
+        return min(value, _MOST_TIMES * default)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference
-from everseg.display import percent, share
+from everseg.display import counted, percent, share
 from everseg.errors import CheckpointError, some
 from everseg.labels import LabelSpace, policy_name
 from everseg.metrics import (
@@ -408,7 +408,7 @@ class Results:
         found = replaced_samples(self.journal)
         if not found:
             return ""
-        what = "1 training sample was" if len(found) == 1 else f"{len(found)} training samples were"
+        what = counted(len(found), "training sample", "was", "were")
         names = some([f"{sample} of {dataset}" for dataset, sample in found], 6)
         return f"{what} replaced by others, as data.skip_bad allows: {names}."
 

@@ -268,8 +268,8 @@ class RunFolder:
         )
         documents = {} if memory is None else {Path(MEMORY).stem: memory.document()}
         save_model(
-            self.final(step.index), about, model.state_dict(), method_state, raw=raw, parent=parent,
-            documents=documents, files=copies,
+            self.final(step.index), about, model.state_dict(), method_state, domains=model.domain_statistics, raw=raw,
+            parent=parent, documents=documents, files=copies,
         )  # fmt: skip
 
     def load_final(

@@ -14,6 +14,7 @@ import numpy as np
 
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
+from everseg.display import counted
 from everseg.errors import ConfigError, DataError
 from everseg.labels import (
     BACKGROUND,
@@ -286,7 +287,7 @@ def _check_arguments(
 def _check_lists(lists: Sequence[np.ndarray], num_steps: int, length: int) -> list[np.ndarray]:
     if len(lists) != num_steps:
         raise ConfigError(
-            f"scenario.lists: {len(lists)} image lists for {num_steps} steps; give one list per step"
+            f"scenario.lists: {counted(len(lists), 'image list')} for {num_steps} steps; give one list per step"
         )
     checked = [np.asarray(indices) for indices in lists]
     problems = [p for s, one in enumerate(checked) for p in check_list(one, length, f"list of step {s}")]
@@ -328,7 +329,7 @@ def _check_images(
         if absent:
             problems.append(
                 f"{where}: no image of split '{train.split}' has {', '.join(absent)}; check the masks "
-                f"(everseg data check) or leave the class out of the step (scenario.task, or classes in scenario.steps)"
+                "(everseg data check) or leave the class out of the step (scenario.task, or classes in scenario.steps)"
             )
         if untaught and train.indices:
             problems.append(f"{where}: no training image of this step has {', '.join(untaught)}{hint}")

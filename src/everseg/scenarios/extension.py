@@ -7,7 +7,7 @@ class of the step) would hide what the model says in images without a new class,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError, near_miss, some
-from everseg.labels import LabelPolicy, LabelSpace, PolicySet, find_name, policy_set, shared_classes
+from everseg.labels import LabelPolicy, LabelSpace, PolicySet, find_name, policy_set, shared_classes, spelling
 from everseg.scenarios.combine import check_settings
 from everseg.scenarios.steps import Source, Step, packed
 
@@ -37,6 +37,9 @@ def build(
     which is "an old class or nothing" to methods such as MiB. Where the model has no background they are ignored. The
     test is that of `tested`.
 
+    The images take the branch `branch`. Where the bundle does not know it, it is new and begins as a copy of the branch
+    `like` (`everseg.runs.model_edits.with_branch`), so all classes of that one are old classes of it.
+
     Args:
         config: `bundle`, and `task` with one list: the names of the new classes; [] or [[]] for none.
         counts: split -> (N, 256) pixels per raw id of every image.
@@ -44,7 +47,8 @@ def build(
         read: what gives the classes that a bundle's model knows; may raise a CheckpointError.
 
     Raises:
-        ConfigError: no bundle; a class that the data do not have or the bundle knows already; several branches.
+        ConfigError: no bundle; a class that the data do not have or the branch knows already; no branch, or an unknown
+            one.
         DataError: no training image has a new class; without new classes: the data label no class of the bundle.
     """
     check_settings(
@@ -66,13 +70,12 @@ def build(
         (config.class_weights != "none", "scenario.class_weights: not for an extension"),
         (config.validation != "none", "scenario.validation: not for an extension"),
     )  # fmt: skip
-    known = read(Path(str(config.bundle)))
+    known = read(Path(str(config.bundle))).through(config.branch, config.like)
     names = [str(name) for group in config.task for name in group]
     added = _added(names, dataset, known)
     space = known.space
     if added:
-        ids = tuple(range(known.next_id, known.next_id + len(added)))
-        space = LabelSpace((*space.groups, ids), (*space.names, *added), space.background)
+        space = replace(space, groups=(*space.groups, known.ids(added)), names=(*space.names, *added))
     policies = tested(policy_set(config.policy))
     new = [raw for raw, name in dataset.labels.names.items() if name in added]
     shared = shared_classes(dataset.labels, space, what=(f"data set '{dataset.name}'", "the bundle"))
@@ -96,14 +99,16 @@ def build(
     def source(split: str, ids: Sequence[int], policy: LabelPolicy) -> Source:
         table = space.lut_for(dataset.labels, train_ids, policy, ids)
         every = tuple(range(len(counts[split])))
-        return Source(known.branch, dataset.name, split, every, packed(table, space.num_classes))
+        return Source(
+            known.branch, dataset.name, split, every, packed(table, space.num_classes), config.domain or ""
+        )
 
     return (
         Step(
             known.steps,
             (source("train", visible, policies.train),),
             (source(config.test_split, taught, policies.test),),
-            {known.branch: space},
+            {**known.spaces, known.branch: space},
             {known.branch: len(added)} if added else {},
             protocol=config.protocol,
         ),
@@ -119,43 +124,91 @@ def tested(policies: PolicySet) -> PolicySet:
     return replace(policies, test=replace(policies.test, future=0))
 
 
+@dataclass(frozen=True)
 class Known:
-    """What the model of a bundle knows. An extension continues from it.
+    """What the model of a bundle knows. An extension continues from it."""
 
-    Args:
-        spaces: branch of the model -> its classes, under lasting ids.
-        next_id: the smallest id that no class of the bundle has ever had.
-        steps: number of steps in which the model was trained.
-        where: the bundle, for messages.
+    spaces: Mapping[str, LabelSpace]
+    """Branch -> its classes, under lasting ids."""
+    next_id: int
+    """The smallest id that no class of the bundle has ever had."""
+    steps: int
+    """Number of steps in which the model was trained."""
+    where: str | Path
+    """The bundle, for messages."""
+    branch: str = ""
+    """The branch that the new images take; see `through`."""
 
-    Raises:
-        ConfigError: the model has several branches, or a background that is not its first output.
-    """
+    @property
+    def space(self) -> LabelSpace:
+        """The classes of that branch."""
+        return self.spaces[self.branch]
 
-    def __init__(self, spaces: Mapping[str, LabelSpace], next_id: int, steps: int, where: str | Path) -> None:
-        if len(spaces) > 1:
+    def through(self, branch: str | None, like: str | None = None) -> Known:
+        """Choose the branch that the new images take.
+
+        Args:
+            branch: its name; None = the only one. An unknown name is a new branch.
+            like: the branch that a new one begins as a copy of.
+
+        Raises:
+            ConfigError: several branches and no choice, an unknown branch to begin from, or a background that is not
+                its first output.
+        """
+        listed = ", ".join(self.spaces)
+        spaces = dict(self.spaces)
+        if branch is None:
+            if len(spaces) > 1:
+                raise ConfigError(
+                    f"{self.where} has several branches: {listed}. Say which place the new images come from: "
+                    "--domain NAME, one of these or a new one (scenario.branch)"
+                )
+            (branch,) = spaces
+        elif branch not in spaces:
+            if like not in spaces:
+                raise ConfigError(
+                    f"scenario.like: the new branch '{branch}' begins as a copy of another one; name one of {listed}"
+                )
+            spaces[branch] = spaces[like]
+        found = replace(self, spaces=spaces, branch=branch)
+        if found.space.background not in (0, None):
             raise ConfigError(
-                f"extend works only on models with one branch; {where} has several branches: {', '.join(spaces)}. "
-                "Train new classes or domains in one run from the start (scenario.kind=domain-incremental; "
-                "add: [...] teaches further classes of a domain)"
+                f"{self.where}: the background must be the model's first output, but is output "
+                f"{found.space.background}"
             )
-        ((self.branch, self.space),) = spaces.items()
-        if self.space.background not in (0, None):
-            raise ConfigError(
-                f"{where}: the background must be the model's first output, but is output {self.space.background}"
-            )
-        self.next_id, self.steps = next_id, steps
+        return found
+
+    def ids(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Give new classes of the branch their raw ids: those that other branches have for them, else unused ones."""
+        others = {
+            spelling(name): raw
+            for space in self.spaces.values()
+            for name, raw in zip(space.names, space.order, strict=True)
+            if raw >= 0
+        }
+        found, unused = [], self.next_id
+        for name in names:
+            raw = others.get(spelling(name))
+            if raw is None:
+                raw, unused = unused, unused + 1
+            found.append(raw)
+        return tuple(found)
 
 
 def _added(names: Sequence[str], dataset: Dataset, known: Known) -> list[str]:
     """Look up the new classes and return their names as the data set spells them, in the order given."""
     labels = dataset.labels
+    earlier = dict(known.space.formerly)
     choices = [
-        labels.names[raw] for raw in labels.classes if find_name(labels.names[raw], known.space.names) is None
+        labels.names[raw]
+        for raw in labels.classes
+        if find_name(labels.names[raw], (*known.space.names, *earlier)) is None
     ]
     added, problems = list[str](), list[str]()
     for name in names:
         old, found = find_name(name, known.space.names), find_name(name, choices)
+        if old is None and (before := find_name(name, earlier)) is not None:
+            old = earlier[before]
         if old is not None:
             as_it = "" if old == name else f" as '{old}'"
             problems.append(f"class '{name}': the bundle knows it already{as_it}; leave it out")

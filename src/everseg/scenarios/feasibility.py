@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from everseg.data.batches.loader import shared_size
+from everseg.display import counted
 from everseg.labels import IGNORED_WIDE
 from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import pixels_of
@@ -55,7 +56,8 @@ def impossible(
                 )
             elif images < processes:
                 problems.append(
-                    f"{where}has {images} training images, fewer than the {processes} processes that share each batch; "
+                    f"{where}has {counted(images, 'training image')}, fewer than the {processes} processes that "
+                    "share each batch; "
                     "use fewer processes"
                 )
             else:

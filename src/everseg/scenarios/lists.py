@@ -18,6 +18,7 @@ import numpy as np
 
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
+from everseg.display import counted
 from everseg.errors import ConfigError, DataError, near_miss, some
 from everseg.files import MOST_LIST, UnreadableError, array_of, read_regular, read_text, whole_number
 from everseg.scenarios.tasks import Groups, canonical_task
@@ -216,7 +217,8 @@ def check_own_lists(
             names = some([dataset.labels.names[raw] for raw in np.array(later)[shown.any(axis=0)]], 6)
             images = some([dataset.splits["train"].id(int(i)) for i in where], 3)
             problems.append(
-                f"step {step}: {where.size} images show classes of later steps ({names}): {images}"
+                f"step {step}: {counted(where.size, 'image', 'shows', 'show')} classes of later steps ({names}): "
+                f"{images}"
             )
     if problems:
         raise DataError(

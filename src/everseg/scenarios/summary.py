@@ -197,7 +197,7 @@ def _untaught(
     labels: RawLabels, own: Sequence[tuple[LabelSpace, Source]], counts: Mapping[str, np.ndarray], whose: str
 ) -> list[str]:
     """Classes of the data that no branch knows: what their pixels are trained as."""
-    known = {spelling(name) for space, _ in own for name in space.names}
+    known = {spelling(name) for space, _ in own for name in (*space.names, *dict(space.formerly))}
     total = np.zeros(labels.width, np.int64)
     for split in dict.fromkeys(source.split for _, source in own):
         parts = [source for _, source in own if source.split == split]

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from everseg.display import counted
 from everseg.errors import ConfigError
 from everseg.files import whole_number
 from everseg.labels import RawLabels, spelling
@@ -80,8 +81,8 @@ def task_groups(
     if match is None:
         raise ConfigError(
             f"scenario.task: '{task}' is not a task; known for {dataset_name}: {_listed(dataset_name)}; "
-            f"any N-M (N classes, then M per step) that fits {len(labels.classes)} classes; "
-            f"or explicit steps such as [[road, sky], [car]]"
+            f"any N-M (N classes, then M per step) that fits {counted(len(labels.classes), 'class')}; "
+            "or explicit steps such as [[road, sky], [car]]"
         )
     suffix = match["order"]
     if suffix and order is not None:
@@ -151,7 +152,8 @@ def _published_order(suffix: str, labels: RawLabels, dataset_name: str) -> list[
     if sorted(orders[suffix]) != list(labels.classes):
         raise ConfigError(
             f"scenario.task: the published class order '{suffix}' of {dataset_name} has "
-            f"{len(orders[suffix])} classes, this data set {len(labels.classes)} others; give scenario.order instead"
+            f"{counted(len(orders[suffix]), 'class')}, this data set {len(labels.classes)} others; give "
+            "scenario.order instead"
         )
     return list(orders[suffix])
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from types import FrameType
 
 from everseg.engine.runtime import SIGNALS, Signals
 from everseg.errors import Interrupted
@@ -134,26 +134,45 @@ def processes(threads: int, jobs: int = 1) -> Iterator[tuple[Submit, int]]:
             return {"exit_code": 130, "error": "not started"}
         return run_process(run.command, run.folder.path.parent / "logs" / f"{run.name}.log", threads, alive)
 
-    signals = Signals()
-
-    def stop(number: int, _frame: Any) -> None:
-        meaning = signals.meaning(number)
-        if meaning == "same":
-            return
+    def pass_on(number: int) -> None:
         stopped.set()
         for process in list(alive):
             process.stop(number)
-        if meaning == "stop":  # a second error would end the wait for the runs, which are saving themselves
+
+    with stopping(pass_on):
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            yield (lambda run: pool.submit(work, run)), jobs
+        finally:
+            pool.shutdown(wait=True)
+
+
+@contextlib.contextmanager
+def stopping(pass_on: Callable[[int], None] | None = None) -> Iterator[None]:
+    """Turn a signal that asks to stop into `Interrupted`; those that follow from it (`Signals`) mean nothing new.
+
+    Args:
+        pass_on: hands a signal to the runs, a second Ctrl-C too: each then ends at once by itself. None = a second one
+            ends the wait for the runs.
+    """
+    signals = Signals()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        meaning = signals.meaning(number)
+        if meaning == "same":
+            return
+        if pass_on is not None:
+            pass_on(number)
+        # A second error would end the wait for the runs, which are saving themselves.
+        if meaning == "stop" or pass_on is None:
             raise Interrupted(
                 "the sweep was interrupted; its runs are saved, the same command continues them", number
             )
 
     main = threading.current_thread() is threading.main_thread()
     before = {s: signal.signal(s, stop) for s in SIGNALS} if main else {}
-    pool = ThreadPoolExecutor(jobs)
     try:
-        yield (lambda run: pool.submit(work, run)), jobs
+        yield
     finally:
-        pool.shutdown(wait=True)
         for number, handler in before.items():
             signal.signal(number, handler)

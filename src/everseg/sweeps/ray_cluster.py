@@ -10,17 +10,16 @@ import contextlib
 import importlib
 import os
 import re
-import signal
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from everseg.errors import ConfigError, Interrupted, some
 from everseg.sweeps import process
+from everseg.sweeps.launch import stopping
 from everseg.sweeps.plan import FILE, GridRun
 from everseg.sweeps.process import Outcome, Submit, run_process
 
@@ -60,11 +59,12 @@ def ray(
         engine = importlib.import_module("ray")
     except ImportError:
         raise ConfigError("--ray needs Ray: pip install 'everseg[ray]'") from None
-    with _signals():
-        ours = not engine.is_initialized()
+    ours = not engine.is_initialized()
+    try:
         if ours:
             _connect(engine)
-        try:
+        # Only now: Ray's core takes SIGTERM for itself while it starts, and would end this process with a core dump.
+        with stopping():
             nodes = [node for node in engine.nodes() if node.get("Alive", True)]
             kept = {
                 run.name: _kept(run, cpus or run.config.train.threads or threads, gpus, nodes)
@@ -93,27 +93,9 @@ def ray(
                     engine.cancel(reference, force=False)  # a task that has ended is left as it is
                 wait(futures)
                 raise
-        finally:
-            if ours:
-                engine.shutdown()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted`."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted(
-            "the sweep was interrupted; its runs are saved, the same command continues them", number
-        )
-
-    main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    try:
-        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if ours:
+            engine.shutdown()
 
 
 def _connect(engine: Any) -> None:
@@ -250,7 +232,10 @@ def _on_a_node(command: list[str], threads: int, given: Mapping[str, Any]) -> Ou
     kept = {name: value for name, value in os.environ.items() if not _PASSED_ON.fullmatch(name)}
     environment = {**kept, **given["environment"]}
     try:
-        done = run_process(command, given["log"], threads, folder=given["folder"], environment=environment)
+        done = run_process(
+            [command[0], "-c", process.RELAY, *command], given["log"], threads, folder=given["folder"],
+            environment=environment,
+        )  # fmt: skip
     except OSError as error:
         done = {"exit_code": 4, "error": f"node {host} could not start the run: {error}"}
     return {**done, "host": host}

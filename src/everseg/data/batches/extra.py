@@ -12,6 +12,7 @@ from everseg.data.base import Dataset, Split
 from everseg.data.batches.parallel import map_samples
 from everseg.data.batches.samples import Maps
 from everseg.data.datasets.decode import MaskCoding, Reading, decode_mask, open_inside, open_picture
+from everseg.display import counted
 from everseg.errors import DataError, some
 from everseg.files import real_path
 
@@ -124,7 +125,7 @@ def missing_maps(
                 continue
             if absent:
                 problems.append(
-                    f"data.extra.{name}: {len(absent)} images of '{key}/{split}' have no map: "
+                    f"data.extra.{name}: no map for {counted(len(absent), 'image')} of '{key}/{split}': "
                     f"{some([str(path) for path in absent], LISTED)}"
                 )
     return problems

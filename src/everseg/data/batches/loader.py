@@ -23,6 +23,7 @@ from everseg.config.fields import DataConfig
 from everseg.data.batches.memory import memory_draws, memory_places
 from everseg.data.batches.parallel import keep_memory
 from everseg.data.batches.samples import Keys, Loaded, Samples, View, collate
+from everseg.display import counted
 from everseg.errors import DataError, EversegError
 from everseg.types import Batch
 
@@ -211,7 +212,8 @@ def train_batches(
         if size == 0:
             where = f" of branch {branch!r}" if len(counts) > 1 else ""
             raise DataError(
-                f"step {step} has {count} images{where}, fewer than the {world} processes that share each batch"
+                f"step {step} has {counted(count, 'image')}{where}, fewer than the {world} processes that share "
+                "each batch"
             )
     names = list(branches)
     per_branch = epoch_length(counts, batch) // len(counts)  # batches of each branch in an epoch

@@ -28,6 +28,7 @@ from everseg.data.batches.transforms import (
     with_maps,
 )
 from everseg.data.channels import Channels
+from everseg.display import counted
 from everseg.errors import DataError, EversegError, some
 from everseg.types import Batch
 
@@ -273,7 +274,7 @@ def _read_map(maps: Maps, index: int, label: np.ndarray) -> np.ndarray:
 def too_many(bad: Mapping[SampleKey, str], allowed: int) -> DataError:
     """Make the error that ends a run with more unreadable samples than it may replace."""
     return DataError(
-        f"{len(bad)} training samples cannot be read, and data.skip_bad allows {allowed}:\n  {_listing(bad)}"
+        f"{counted(len(bad), 'training sample')} cannot be read, and data.skip_bad allows {allowed}:\n  {_listing(bad)}"
     )
 
 

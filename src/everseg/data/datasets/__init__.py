@@ -15,6 +15,7 @@ from everseg.data.base import Dataset
 from everseg.data.datasets.options import SHARED
 from everseg.data.datasets.own import require_own
 from everseg.data.datasets.relabel import compact, relabelled
+from everseg.display import counted
 from everseg.errors import ConfigError, DataError, near_miss
 from everseg.files import real_path
 from everseg.labels import RawLabels
@@ -130,7 +131,9 @@ def load_domains(data: DataConfig) -> dict[str, Dataset]:
     if settings:
         raise ConfigError([*settings, *faults])
     if faults:
-        raise DataError("\n  ".join(faults if len(faults) == 1 else [f"{len(faults)} problems", *faults]))
+        raise DataError(
+            "\n  ".join(faults if len(faults) == 1 else [counted(len(faults), "problem"), *faults])
+        )
     return renamed
 
 

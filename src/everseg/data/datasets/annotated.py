@@ -29,6 +29,7 @@ from everseg.data.datasets.file_names import FileIndex, FileNote, split_in_name,
 from everseg.data.datasets.listing import LeftOut
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.data.datasets.tool_files import Drawn
+from everseg.display import counted
 from everseg.errors import ConfigError, DataError, some
 from everseg.files import UnreadableError, read_regular, read_text
 from everseg.labels import (
@@ -222,7 +223,7 @@ def _parsed(base: Path, tool: str, index: FileIndex, reading: Reading) -> Parsed
             faults.append(str(error) if str(error).startswith(str(path)) else f"{path}: {error}")
     if faults:
         raise DataError(
-            "\n  ".join(faults if len(faults) == 1 else [f"{len(faults)} faulty files", *faults[:20]])
+            "\n  ".join(faults if len(faults) == 1 else [counted(len(faults), "faulty file"), *faults[:20]])
         )
     if not found:
         raise DataError(f"{base}: no annotation of {tool} there")
@@ -346,14 +347,17 @@ def _yolo(base: Path, index: FileIndex, reading: Reading) -> Parsed:
         except (DataError, OSError) as error:
             faults.append(f"{text or path}: {error}")
     if labels:
-        faults.append(f"{len(labels)} label files without image: {some(sorted(labels.values()), 8)}")
+        faults.append(
+            f"{counted(len(labels), 'label file')} without image: {some(sorted(labels.values()), 8)}"
+        )
     if len(empty) == len(pictures):
         faults.append("no label file belongs to any image")
     if faults:
         raise DataError(f"{base}: " + "\n  ".join(faults[:20]))
     notes: list[str] = []
     if empty:
-        text = f"{len(empty)} images have no label file: all background, as YOLO takes them: {some(empty, 5)}"
+        images = counted(len(empty), "image", "has", "have")
+        text = f"{images} no label file: all background, as YOLO takes them: {some(empty, 5)}"
         notes.append(FileNote(text))
     return found, list(names.values()), notes
 
@@ -390,7 +394,7 @@ def _brush_pngs(base: Path, index: FileIndex, reading: Reading) -> Parsed:
             stem = without_ending(path.rpartition("/")[2])
             images[re.sub(r"^task-", "", stem)] = path
     faults = [
-        f"task {task}: {len({a for _, _, a in of})} annotations; keep the files of the one that counts"
+        f"task {task}: {counted(len({a for _, _, a in of}), 'annotation')}; keep the files of the one that counts"
         for task, of in brushes.items()
         if len({a for _, _, a in of}) > 1
     ]
@@ -441,7 +445,9 @@ def _class_list(found: Sequence[Found], listed: Sequence[str]) -> list[str]:
 def _given_classes(names: Sequence[str]) -> list[str]:
     every = list(names) if any(map(is_background_name, names)) else [BACKGROUND, *names]
     if len(every) > MOST_CLASSES:
-        raise DataError(f"{len(every)} classes; a mask holds up to {MOST_CLASSES}, keep fewer of them")
+        raise DataError(
+            f"{counted(len(every), 'class')}; a mask holds up to {MOST_CLASSES}, keep fewer of them"
+        )
     return every
 
 
@@ -483,13 +489,14 @@ def _items(
         )  # fmt: skip
         items[path] = stated, ((without_ending(path), path, file), picture, same_ids(objects, void))
     if unknown:
-        counts = [f"{name} ({count} objects)" for name, count in sorted(unknown.items())]
+        counts = [f"{name} ({counted(count, 'object')})" for name, count in sorted(unknown.items())]
         raise DataError(
             f"{base}: classes that the list of classes does not name: {some(counts, 12)}; add them"
         )
     if missing and reading.on_missing == "stop":
         raise DataError(
-            f"{base}: {len(missing)} images do not exist: {some(missing, 8)}; put them into the folder (exports of "
+            f"{base}: {counted(len(missing), 'image', 'does not exist', 'do not exist')}: {some(missing, 8)}; put "
+            "them into the folder (exports of "
             "annotations alone do not hold them), or leave them out with on_missing=skip"
         )
     left_out: list[str] = [LeftOut(f"{name}: no such image", name) for name in missing]
@@ -499,7 +506,9 @@ def _items(
     notes: list[str] = []
     if unused:
         notes.append(
-            FileNote(f"not used: {len(unused)} pictures that no annotation names: {some(unused, 5)}")
+            FileNote(
+                f"not used: {counted(len(unused), 'picture')} that no annotation names: {some(unused, 5)}"
+            )
         )
     if not items:
         raise DataError(f"{base}: none of the annotated images is there")
@@ -539,7 +548,8 @@ def _split_up(
         lonely = [item[0][1] for item in stated[""]]
         others = " and ".join(sorted(name for name in stated if name))
         raise DataError(
-            f"{base}: {len(lonely)} images belong to no split, but others to {others}: {some(lonely, 5)}; move "
+            f"{base}: {counted(len(lonely), 'image', 'belongs', 'belong')} to no split, but others to {others}: "
+            f"{some(lonely, 5)}; move "
             "them, or cut all images anew with split: {val: 0.2, seed: 0}"
         )
     return {name: _short(stated[name]) for name in ("train", "val", "test") if name in stated}

@@ -29,6 +29,7 @@ from everseg.data.datasets.file_names import (
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import LeftOut, Sample
 from everseg.data.datasets.options import reading_of, root_of
+from everseg.display import counted
 from everseg.errors import ConfigError, DataError, some
 from everseg.files import UnreadableError, read_regular, real_path
 from everseg.labels import (
@@ -311,7 +312,9 @@ def _names(files: Sequence[CocoFile]) -> tuple[list[str], list[str]]:
     names = [n for n in named if spelling(n) in has_objects or n not in above]
     names.sort(key=order.__getitem__)
     if len(names) >= MOST_CLASSES:
-        raise DataError(f"{len(names)} categories; a mask holds up to {MOST_CLASSES - 1}, keep fewer of them")
+        raise DataError(
+            f"{counted(len(names), 'category')}; a mask holds up to {MOST_CLASSES - 1}, keep fewer of them"
+        )
     if not names:
         raise DataError("the annotations name no category")
     notes += [
@@ -371,7 +374,8 @@ def _gathered(
         if left_out and reading.on_missing == "stop":
             looked = some([str(base / place) for place in dict.fromkeys(places)], 6)
             raise DataError(
-                f"{file.path}: {len(left_out)} images do not exist: {some([m.sample for m in left_out])}; looked in "
+                f"{file.path}: {counted(len(left_out), 'image', 'does not exist', 'do not exist')}: "
+                f"{some([m.sample for m in left_out])}; looked in "
                 f"{looked}, and for the ends of their names in all of {base if prefix is None else base / prefix}. "
                 "Name their folder with data.options.images=FOLDER, or leave them out with on_missing=skip"
             )
@@ -395,7 +399,8 @@ def _gathered(
         both, paths_of_both = next(iter(shared.items()))
         one_name, other_name = (path.relative_to(base).as_posix() for path in both)
         raise DataError(
-            f"{base}: {one_name} and {other_name} both annotate {len(paths_of_both)} images: {some(paths_of_both, 5)}. "
+            f"{base}: {one_name} and {other_name} both annotate {counted(len(paths_of_both), 'image')}: "
+            f"{some(paths_of_both, 5)}. "
             f"If only one file counts: data.options.annotations={one_name}. If each holds a part of the objects, to be "
             f"drawn over one another: data.options.annotations=[{one_name}, {other_name}]"
         )

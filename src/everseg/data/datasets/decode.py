@@ -20,7 +20,7 @@ from PIL import Image, TiffImagePlugin
 
 from everseg.data.channels import TYPES, Channels
 from everseg.data.datasets.tiff import UnreadTiffError, directories, layout_of, numbers, pages, pixels_of
-from everseg.display import percent
+from everseg.display import counted, percent
 from everseg.errors import DataError
 from everseg.files import real_path
 
@@ -670,7 +670,7 @@ def _from_colours(picture: Image.Image, shown: Path | str, palette: Mapping[Colo
     if wrong.any():
         values, counts = np.unique(packed[wrong], return_counts=True)
         found = ", ".join(
-            f"{list(unpack_colour(v))} on {n} pixels"
+            f"{list(unpack_colour(v))} on {counted(n, 'pixel')}"
             for v, n in zip(values[:_COLOURS_SHOWN], counts, strict=False)
         )
         raise DataError(

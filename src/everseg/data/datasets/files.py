@@ -31,6 +31,7 @@ from everseg.data.datasets.decode import (
     turn,
     whole,
 )
+from everseg.display import counted
 from everseg.errors import DataError
 from everseg.files import real_path
 
@@ -81,7 +82,9 @@ class FileSplit:
         self._fingerprint = ""
         kept = [s for s in samples if (name, s[0]) not in self.reading.skip]
         if not kept:
-            left_out = f" ({len(samples)} samples are in the skip list)" if samples else ""
+            left_out = (
+                f" ({counted(len(samples), 'sample', 'is', 'are')} in the skip list)" if samples else ""
+            )
             raise DataError(
                 f"split '{name}' of {self.root} is empty{left_out}; check the folder, or the list of the split"
             )

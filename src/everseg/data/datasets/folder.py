@@ -19,6 +19,7 @@ from everseg.data.datasets.listing import LIST_ENDINGS, ListedFolder, endings_of
 from everseg.data.datasets.options import SHARED, own_file, reading_of, root_of
 from everseg.data.datasets.relabel import most_id
 from everseg.data.datasets.tiles import TiledSplit
+from everseg.display import counted
 from everseg.errors import ConfigError, DataError, some
 from everseg.files import real_path
 
@@ -248,7 +249,7 @@ def _with_channels(
         results.append((*sample, *(there[name] for there in found if name in there)))
     if missing:
         raise DataError(
-            f"{base}: {len(missing)} files of channels.folders do not exist: {some(missing)}; add them, or leave "
+            f"{base}: channels.folders lack {counted(len(missing), 'file')}: {some(missing)}; add them, or leave "
             "their images out"
         )
     return results

@@ -18,6 +18,7 @@ from everseg.data.datasets.decode import (
     check_readable,
 )
 from everseg.data.datasets.file_names import SPLITS, parts_of, walk, without_ending
+from everseg.display import counted
 from everseg.errors import MOST_LISTED, ConfigError, DataError, some
 from everseg.files import MOST_LIST, UnreadableError, read_text, real_path
 
@@ -93,7 +94,8 @@ def scan(
             found.setdefault(name, path)
     if twice:
         raise DataError(
-            f"{root / folder}: {len(twice)} names stand for two files each; keep one of each: {some(twice)}"
+            f"{root / folder}: {counted(len(twice), 'name', 'stands', 'stand')} for two files each; keep one of "
+            f"each: {some(twice)}"
         )
     return found
 
@@ -136,9 +138,9 @@ def pair(
     orphans = [masks[n] for n in lonely if n in masks]
     problems = []
     if alone:
-        problems.append(f"{len(alone)} images without mask: {some(alone)}")
+        problems.append(f"{counted(len(alone), 'image')} without mask: {some(alone)}")
     if orphans:
-        problems.append(f"{len(orphans)} masks without image: {some(orphans)}")
+        problems.append(f"{counted(len(orphans), 'mask')} without image: {some(orphans)}")
     if problems:
         raise DataError(
             f"{where}: "
@@ -188,7 +190,7 @@ def read_list(path: Path, split: str = "") -> Iterator[Entry]:
         readings = _readings(line)
         if any(len(fields) > 2 for fields in readings):
             raise DataError(
-                f"{path}, line {number}: {len(readings[0])} fields, expected 'image' or 'image mask'"
+                f"{path}, line {number}: {counted(len(readings[0]), 'field')}, expected 'image' or 'image mask'"
                 " (separate names that hold spaces by a tab)"
             )
         yield line, readings
@@ -333,17 +335,23 @@ class ListedFolder:
                         left_out.append(LeftOut(f"{', '.join(absent)}: no such file", name))
         problems = []
         if outside:
-            problems.append(f"{len(outside)} entries lead out of the data folder: {some(outside)}")
+            problems.append(
+                f"{counted(len(outside), 'entry', 'leads', 'lead')} out of the data folder: {some(outside)}"
+            )
         if several:
             problems.append(
-                f"{len(several)} entries can be read in several ways, part the names by a tab: {some(several, 5)}"
+                f"{counted(len(several), 'entry')} can be read in several ways, part the names by a tab: "
+                f"{some(several, 5)}"
             )
         if missing and reading.on_missing == "stop":
-            problems.append(f"{len(missing)} files do not exist in {self._root}: {some(missing)}")
+            problems.append(
+                f"{counted(len(missing), 'file', 'does not exist', 'do not exist')} in {self._root}: "
+                f"{some(missing)}"
+            )
         if problems:
             raise DataError(f"{list_file}: " + "; ".join(problems) + ". Correct the list, or add the files")
         repeated = count - len(found)
-        warnings = [f"{list_file}: {repeated} duplicate entries, used once"] if repeated else []
+        warnings = [f"{list_file}: {counted(repeated, 'duplicate entry')}, used once"] if repeated else []
         return self._named(list_file, found), warnings + left_out
 
     def images(self) -> list[str]:
@@ -400,12 +408,13 @@ class ListedFolder:
         shared = [f"{mask} for {' and '.join(sorted(of))}" for mask, of in masks.items() if len(of) > 1]
         if shared:
             raise DataError(
-                f"{list_file}: {len(shared)} masks would be those of several images of one name: {some(shared, 5)}; "
+                f"{list_file}: {counted(len(shared), 'mask')} would be those of several images of one name: "
+                f"{some(shared, 5)}; "
                 "put masks into folders as the images, or name them in the list behind a tab"
             )
         if unsure := [f"{image}: {' and '.join(sorted(of))}" for image, of in images.items() if len(of) > 1]:
             raise DataError(
-                f"{list_file}: {len(unsure)} images with several masks: {some(unsure, 5)}; keep one of each"
+                f"{list_file}: {counted(len(unsure), 'image')} with several masks: {some(unsure, 5)}; keep one of each"
             )
         return [
             (name if len(paths[name]) == 1 else without_ending(image), image, mask)
@@ -580,7 +589,9 @@ def files_to_predict(
             files.append((path, Path(path.stem)))
         else:
             missing.append(str(path))
-    said = [f"{len(names)} files left out, {why}: {some(names, 5)}" for why, names in left_out.items()]
+    said = [
+        f"{counted(len(names), 'file')} left out, {why}: {some(names, 5)}" for why, names in left_out.items()
+    ]
     if missing:
         raise DataError(f"no such image or folder: {', '.join(missing)}")
     if not files:
@@ -607,7 +618,7 @@ def files_to_predict(
         except DataError as error:
             bad.append(str(error))
     if bad:
-        head = f"{len(bad)} unreadable images; nothing was written:"
+        head = f"{counted(len(bad), 'unreadable image')}; nothing was written:"
         raise DataError(f"{head}\n  " + some(bad, MOST_LISTED, "\n  "))
     return files, said
 

@@ -27,6 +27,7 @@ from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import LeftOut
 from everseg.data.datasets.numbered import annotated_objects, classes_of, numbers
 from everseg.data.datasets.options import reading_of, root_of
+from everseg.display import counted
 from everseg.errors import ConfigError, DataError, some
 from everseg.files import UnreadableError, read_regular
 from everseg.labels import (
@@ -144,7 +145,8 @@ def _release_file(base: Path, given: str | None, reading: Reading) -> Path:
     if len(releases) != 1:
         shown = some([path.relative_to(base).as_posix() for path in releases], 5)
         raise DataError(
-            f"{base}: {len(releases)} releases of Segments.ai there{f' ({shown})' if releases else ''}; name the one "
+            f"{base}: {counted(len(releases), 'release')} of Segments.ai there{f' ({shown})' if releases else ''}; "
+            "name the one "
             "that counts with data.options.release=FILE.json"
         )
     return releases[0]
@@ -202,7 +204,7 @@ def _classes(file: Path, categories: Sequence[tuple[int, str]]) -> tuple[list[st
         raise DataError(f"{file}: names no category")
     if len(names) > MOST_CLASSES:
         raise DataError(
-            f"{file}: {len(names)} classes; a mask holds up to {MOST_CLASSES}, keep fewer of them"
+            f"{file}: {counted(len(names), 'class')}; a mask holds up to {MOST_CLASSES}, keep fewer of them"
         )
     return names, raw
 
@@ -258,13 +260,13 @@ def _found(
         raise DataError(f"{file}: {some(faults, 8, '; ')}; export the release again")
     if missing and reading.on_missing == "stop":
         raise DataError(
-            f"{file}: {len(missing)} images or bitmaps do not exist: {some([name for name, _ in missing], 8)}; the SDK "
+            f"{file}: images or bitmaps that do not exist: {some([name for name, _ in missing], 8)}; the SDK "
             "stores them: SegmentsDataset(RELEASE); or leave them out with on_missing=skip"
         )
     left_out: list[str] = [LeftOut(f"{name}: no such file", stem) for name, stem in missing]
     if not found:
         raise DataError(f"{file}: no sample with labels of '{labelset}' has its files below {base}")
-    text = f"{len(open_ones)} samples without label: {some(open_ones, 5)}"
+    text = f"{counted(len(open_ones), 'sample')} without label: {some(open_ones, 5)}"
     return list(found.values()), left_out, [FileNote(f"not used: {text}")] if open_ones else []
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from everseg.config.checks import shown
 from everseg.data.datasets.coco_shapes import even_odd, is_point, packed_runs
 from everseg.data.datasets.decode import Reading, open_picture, stored_ids
+from everseg.display import counted
 from everseg.errors import DataError
 
 
@@ -333,7 +334,7 @@ def _task(task: Mapping[str, Any], reading: Reading) -> list[Drawn]:
     if isinstance(task.get("annotations"), list):
         done = [a for a in task["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")]
         if len(done) > 1:
-            raise DataError(f"{len(done)} annotations; keep the one that counts, and export again")
+            raise DataError(f"{counted(len(done), 'annotation')}; keep the one that counts, and export again")
         if not done:
             return []
         results = done[0].get("result")
@@ -360,7 +361,9 @@ def _task(task: Mapping[str, Any], reading: Reading) -> list[Drawn]:
         if not item:
             continue
         if len(labels) != 1:
-            raise DataError(f"region {key} has {len(labels)} labels ({', '.join(labels)}), expected one")
+            raise DataError(
+                f"region {key} has {counted(len(labels), 'label')} ({', '.join(labels)}), expected one"
+            )
         size = _size(item.get("original_height"), item.get("original_width"), reading)
         objects.append((labels[0], _region(key, item["value"], *size)))
         names.append(f"region {key} ({labels[0]})")
@@ -408,7 +411,7 @@ def _brush(rle: Any, height: int, width: int) -> np.ndarray:
 
     total, word = take(32), take(5) + 1
     if total != 4 * height * width:
-        raise ValueError(f"run lengths of {total} values for a picture of {width}x{height}")
+        raise ValueError(f"run lengths of {counted(total, 'value')} for a picture of {width}x{height}")
     sizes = [take(4) + 1 for _ in range(4)]
     kind: type[np.unsignedinteger] = np.uint8 if word <= 8 else np.uint32
     values, at = np.zeros(total, kind), 0
@@ -444,7 +447,8 @@ def yolo(text: str, names: Mapping[int, str], height: int, width: int) -> Drawn:
             faults.append(f"line {number} is a box, a label for detection; export polygons (segmentation)")
         elif len(values) < 6 or len(values) % 2:
             faults.append(
-                f"line {number} has {len(values)} numbers behind the class, expected x, y of 3 or more corners"
+                f"line {number} has {counted(len(values), 'number')} behind the class, expected x, y of 3 or more "
+                "corners"
             )
         elif key not in names:
             faults.append(f"line {number} has the class {key}, which has no name")

@@ -26,7 +26,7 @@ from everseg.data.doctor.examine import SIGNATURE, Examined, Job, examine
 from everseg.data.doctor.findings import ClassRow, Finding, Level, Report, finding
 from everseg.data.mask_values import MaskFile, mixed_kinds, no_data_doubts, palettes_differ, void_doubts
 from everseg.data.writing import write_atomically
-from everseg.display import percent, share
+from everseg.display import counted, percent, share
 from everseg.errors import DataError, EversegError, some
 from everseg.labels import RawLabels
 
@@ -209,8 +209,8 @@ def _of_split(name: str, split: Split, labels: RawLabels, samples: list[Examined
         left_out = isinstance(text, LeftOut)
         place = text.sample if left_out else ""
         yield finding("warning", "unpaired" if left_out else "list", name, place, str(text))
-    counted = [np.zeros(256, np.int32) if s.counts is None else s.counts for s in samples]
-    found = {int(raw) for row in counted for raw in np.flatnonzero(row)}
+    rows = [np.zeros(256, np.int32) if s.counts is None else s.counts for s in samples]
+    found = {int(raw) for row in rows for raw in np.flatnonzero(row)}
     for sample in samples:
         yield from _of_sample(name, sample, labels, found)
     yield from _together(name, samples)
@@ -222,7 +222,7 @@ def _of_split(name: str, split: Split, labels: RawLabels, samples: list[Examined
     if name == "train" and len(split) == 1:
         yield finding("error", "one-image", name, "", "a single image")
     elif name == "train" and 0 < len(split) < RARE:
-        yield finding("warning", "few-images", name, "", f"{len(split)} images only")
+        yield finding("warning", "few-images", name, "", f"{counted(len(split), 'image')} only")
 
 
 def _of_sample(name: str, sample: Examined, labels: RawLabels, found: set[int]) -> Iterator[Finding]:
@@ -233,7 +233,7 @@ def _of_sample(name: str, sample: Examined, labels: RawLabels, found: set[int]) 
     row = sample.counts
     foreign = sorted({int(raw) for raw in np.flatnonzero(row)} - labels.declared)
     if foreign:
-        text = ", ".join(f"id {raw} ({row[raw]} pixels)" for raw in foreign)
+        text = ", ".join(f"id {raw} ({counted(int(row[raw]), 'pixel')})" for raw in foreign)
         text += f"; declared: {ranges(labels.declared)}"
         yield Finding("error", "undeclared-id", name, sample.id, text, remedy(labels, found))
     if row[sorted(labels.void)].sum() == row.sum():
@@ -274,7 +274,8 @@ def _no_data_images(name: str, labels: RawLabels, samples: list[Examined]) -> It
             f"{labels.names[raw]} ({share(n / total)} of all pixels)" for raw, n in sorted(pixels.items())
         ]
         text = (
-            f"{len(held)} images have pixels without data (GDAL_NODATA) that the masks label as {some(classes, 8)}: "
+            f"{counted(len(held), 'image', 'has', 'have')} pixels without data (GDAL_NODATA) that the masks label "
+            f"as {some(classes, 8)}: "
             f"{some(held, 5)}"
         )
         yield finding("warning", "no-data-image", name, "", text)
@@ -290,7 +291,7 @@ def _same_images(samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
             if other != sample.id and not _window(sample.id):
                 twins.append(f"{sample.id} = {other}")
         if twins:
-            text = f"{len(twins)} images are byte-identical to another of the split: {some(twins)}"
+            text = f"{counted(len(twins), 'image', 'is', 'are')} byte-identical to another of the split: {some(twins)}"
             yield finding("note", "twin-image", name, "", text)
     names = sorted(first, key=lambda name: name != "train")
     for at, name in enumerate(names):
@@ -299,7 +300,7 @@ def _same_images(samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
             if not shared:
                 continue
             if other != "train" and first[name].keys() == first[other].keys():
-                text = f"holds the same {len(shared)} images as '{other}'"
+                text = f"holds the same {counted(len(shared), 'image')} as '{other}'"
                 yield finding("note", "same-split", name, "", text)
                 continue
             level: Level = "error" if other == "train" else "warning"

@@ -15,6 +15,7 @@ from typing import Any
 from everseg.data.get.fetch import fetch
 from everseg.data.get.unpack import ArchiveError, extract
 from everseg.data.writing import write_atomically
+from everseg.display import counted
 from everseg.errors import ConfigError, DataError
 from everseg.files import UnreadableError, json_of, read_regular
 
@@ -227,7 +228,7 @@ def _ensure_train_aug(to: Path) -> None:
     names = sorted(masks - set(val))
     if len(names) != TRAIN_AUG:
         warnings.warn(
-            f"{folder} gives {len(names)} training images, not the {TRAIN_AUG} of the "
+            f"{folder} gives {counted(len(names), 'training image')}, not the {TRAIN_AUG} of the "
             "published list; results will not compare with published ones.",
             stacklevel=3,
         )

@@ -20,7 +20,7 @@ from everseg.data.datasets.decode import MaskCoding, Reading, decode_mask, open_
 from everseg.data.datasets.street_labels import CITYSCAPES, IDD, VOID, StreetLabel
 from everseg.data.polygons import MAX_BYTES, MAX_PIXELS, Annotation, draw, parse
 from everseg.data.writing import write_atomically
-from everseg.display import Piece, Result
+from everseg.display import Piece, Result, counted
 from everseg.errors import ConfigError, DataError
 from everseg.files import real_path
 
@@ -73,9 +73,11 @@ class Prepared(Result):
     def counts(self) -> str:
         """How many masks there are, in one line."""
         masks = (
-            f"{self.kept} masks whole" if self.checked else f"{self.written} masks written, {self.kept} kept"
+            f"{counted(self.kept, 'mask')} whole"
+            if self.checked
+            else f"{counted(self.written, 'mask')} written, {self.kept} kept"
         )
-        return f"{masks}, {len(self.faults)} files refused in {self.seconds:.1f} s"
+        return f"{masks}, {counted(len(self.faults), 'file')} refused in {self.seconds:.1f} s"
 
     def shown(self) -> Iterable[Piece]:
         yield self.counts()

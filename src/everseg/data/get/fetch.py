@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from everseg.display import counted
 from everseg.errors import DataError
 from everseg.files import UnreadableError, json_of, read_regular, whole_number
 
@@ -168,7 +169,9 @@ def _start(response: Any, part: Path, have: int) -> tuple[int, int | None]:
         have = 0
         total = whole_number(length)
     if total is not None and total > LARGEST:
-        raise DataError(f"{response.url}: {total} bytes are more than everseg fetches ({LARGEST})")
+        raise DataError(
+            f"{response.url}: {counted(total, 'byte', 'is', 'are')} more than everseg fetches ({LARGEST})"
+        )
     free = shutil.disk_usage(part.parent).free
     if total is not None and total - have > free:
         raise DataError(

@@ -43,7 +43,7 @@ from everseg.data.proposal.naming import (
     void_or,
 )
 from everseg.data.proposal.tool_names import tool_names
-from everseg.display import share
+from everseg.display import counted, share
 from everseg.errors import ConfigError, DataError, some
 from everseg.files import real_path
 from everseg.labels import (
@@ -96,7 +96,9 @@ class Proposal:
         ]
         keys = self.layout.keys
         if "images" in keys and "masks" in keys:
-            lines.append(f"Images in {keys['images']}, {len(self.layout.masks)} masks in {keys['masks']}")
+            lines.append(
+                f"Images in {keys['images']}, {counted(len(self.layout.masks), 'mask')} in {keys['masks']}"
+            )
         if "split" in keys:
             lines.append(
                 "No splits found: about a fifth of the images, drawn by name, becomes val (split: {val: 0.2, seed: 0})"
@@ -120,7 +122,7 @@ class Proposal:
             lines.append("Guess: " + ", ".join(guesses))
         if self.values.faults:
             lines.append(
-                f"{len(self.values.faults)} masks cannot be used: {some(list(self.values.faults), 3, '; ')}"
+                f"{counted(len(self.values.faults), 'mask')} cannot be used: {some(list(self.values.faults), 3, '; ')}"
             )
         return "\n".join(lines)
 
@@ -413,7 +415,9 @@ def _numbered(
     if len(classes) > MOST + 1 and not values.colours:
         return _wide(values, named, extra, notes)
     if len(classes) > MOST + 1:
-        raise DataError(f"{len(classes)} classes; a mask of bytes holds {MOST + 1} beside the ignored value")
+        raise DataError(
+            f"{counted(len(classes), 'class')}; a mask of bytes holds {MOST + 1} beside the ignored value"
+        )
     return _Meaning(values, named, dict(enumerate(classes)), (255,) if void else (), extra=extra, notes=notes)
 
 
@@ -425,7 +429,8 @@ def _wide(values: Values, named: Mapping[Value, str], extra: str | None, notes: 
     if several or max(own) >= IGNORED_WIDE:
         what = f"several ids are {some(sorted(several), 4)}" if several else f"id {IGNORED_WIDE} is a class"
         raise DataError(
-            f"{len(own)} classes, and {what}; with more than {MOST + 1} classes every id up to {IGNORED_WIDE - 1} has "
+            f"{counted(len(own), 'class')}, and {what}; with more than {MOST + 1} classes every id up to "
+            f"{IGNORED_WIDE - 1} has "
             "a name of its own: export the masks so"
         )
     return _Meaning(values, named, dict(sorted(own.items())), ignore, extra=extra, notes=notes)
@@ -682,7 +687,7 @@ def _of_colours(values: Values) -> tuple[Value | None, int | None, tuple[Value, 
     colours = list(values.colours)
     if len(colours) > MOST:
         raise DataError(
-            f"{len(colours)} different colours in the masks: JPEG or resized masks? Export them as PNG"
+            f"{counted(len(colours), 'different colour')} in the masks: JPEG or resized masks? Export them as PNG"
         )
     if len(colours) < 2:
         raise DataError(_NOTHING.format(_coloured(colours[0])))

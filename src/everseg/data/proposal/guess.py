@@ -22,6 +22,7 @@ from everseg.data.datasets.street_labels import CITYSCAPES, CITYSCAPES_CLASSES, 
 from everseg.data.proposal.lists import Lists, find_lists
 from everseg.data.proposal.naming import names_beside
 from everseg.data.proposal.unreadable import explained
+from everseg.display import counted
 from everseg.errors import DataError, some
 from everseg.files import UnreadableError, json_of, read_regular, real_path
 from everseg.labels import find_name, is_void_name
@@ -403,7 +404,8 @@ def _plain(root: Path, follow_links: bool) -> Guess:
 
 def _objects_left(objects: list[str]) -> str:
     return (
-        f"{len(objects)} pictures hold, by their names, objects by number and not classes ({some(objects, 3)}); export "
+        f"{counted(len(objects), 'picture', 'holds', 'hold')}, by their names, objects by number and not classes "
+        f"({some(objects, 3)}); export "
         "masks of classes (Segments.ai: export_dataset(dataset, export_format='semantic'), which writes "
         "*_label_ground-truth_semantic.png), or, if their pixels are class ids, rename them to *_mask.png"
     )
@@ -432,7 +434,7 @@ def _pairs(root: Path, folders: list[_Folder], follow_links: bool) -> Guess:
         (count, mask_suffix), images = beside
         image_suffix, masks = "", images
     if not count:
-        found = some([f"{f.path}/ ({len(f.files)} pictures)" for f in folders], 8)
+        found = some([f"{f.path}/ ({counted(len(f.files), 'picture')})" for f in folders], 8)
         raise DataError(
             f"{root}: which pictures are the masks? Found {found}. Name folders like images/ and masks/ with equal file"
             " names, or write a data.yaml (docs: plain folders)"
@@ -446,7 +448,7 @@ def _pairs(root: Path, folders: list[_Folder], follow_links: bool) -> Guess:
         for f in by_template[t]
         if f.split in _splits_of(by_template, images, masks)
     }
-    unused = [f"{f.path}/ ({len(f.files)} pictures)" for f in folders if f.path not in used]
+    unused = [f"{f.path}/ ({counted(len(f.files), 'picture')})" for f in folders if f.path not in used]
     if unused:
         described = replace(described, notes=(*described.notes, f"not used: {some(unused, 12)}"))
     return described

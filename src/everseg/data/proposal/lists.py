@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.file_names import split_in_name, walk
 from everseg.data.datasets.listing import LIST_ENDINGS, ListedFolder, csv_splits
+from everseg.display import counted
 from everseg.errors import DataError, some
 
 DEEPEST = 3
@@ -95,7 +96,7 @@ def find_lists(
     if list(splits) == ["train"] and not rest:
         return Lists({}, (f"{splits['train']} names all images, so some of them become val", *notes))
     if rest:
-        notes.append(f"not used: {len(rest)} images that are in no list: {some(rest, 5)}")
+        notes.append(f"not used: {counted(len(rest), 'image')} in no list: {some(rest, 5)}")
     return Lists(splits, tuple(notes))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from everseg.data.mask_values import BLACK, Value, shown
+from everseg.display import counted
 from everseg.errors import ConfigError, some
 from everseg.files import UnreadableError, read_text
 from everseg.labels import BACKGROUND, IGNORE_NAME, is_background_name, is_void_name, spelling
@@ -72,7 +73,8 @@ class TwoReadingsError(ConfigError):
         self.readings = tuple(readings)
         self.lines = [f"{reading.text(ids)}: {reading.option}" for reading in readings]
         super().__init__(
-            f"{source}: {len(names)} names ({some(list(names), 4)}) for the ids {some([str(i) for i in ids], 12)} can "
+            f"{source}: {counted(len(names), 'name')} ({some(list(names), 4)}) for the ids "
+            f"{some([str(i) for i in ids], 12)} can "
             "be read in several ways; say which is right:\n    " + "\n    ".join(self.lines)
         )
 
@@ -216,7 +218,7 @@ def by_position(names: NameList, ids: Sequence[int], *, first: int | None = None
     if first is not None:
         if first not in by or not {*ids} <= {0, *by[first]}:
             raise ConfigError(
-                f"--names-from {first}: {names.source} holds {count} names, but the masks hold the ids "
+                f"--names-from {first}: {names.source} holds {counted(count, 'name')}, but the masks hold the ids "
                 f"{some([str(i) for i in ids], 12)}"
             )
         return by[first]
@@ -252,12 +254,14 @@ def by_position(names: NameList, ids: Sequence[int], *, first: int | None = None
     if not different:
         if called and 0 in ids and count == len(objects):
             raise ConfigError(
-                f"{names.source}: {count} names for {count + 1} values leave 0 to the background, but "
+                f"{names.source}: {counted(count, 'name')} for {count + 1} values leave 0 to the background, but "
                 f"'{given[called[0]]}' is among them; name all {count + 1} values in their order"
             )
         what = some([str(i) for i in objects], 12)
         file = "" if named else "; tie names to ids with --classes NAME=ID,..."
-        raise ConfigError(f"{names.source}: {count} names for {len(objects)} classes ({what}){file}")
+        raise ConfigError(
+            f"{names.source}: {counted(count, 'name')} for {counted(len(objects), 'class')} ({what}){file}"
+        )
     return dict(different[0].of)
 
 
@@ -275,13 +279,14 @@ def by_order(names: NameList, colours: Sequence[Value]) -> dict[Value, str]:
     if len(given) == len(objects):
         if called:
             raise ConfigError(
-                f"{names.source}: {len(given)} names for {len(colours)} values leave {shown(BLACK)} to the background, "
+                f"{names.source}: {counted(len(given), 'name')} for {counted(len(colours), 'value')} leave "
+                f"{shown(BLACK)} to the background, "
                 f"but '{called[0]}' is among them; name all {len(colours)} values in their order"
             )
         return dict(zip(objects, given, strict=True))
     what = some([shown(c) for c in objects], 12, "; ")
     raise ConfigError(
-        f"{names.source}: {len(given)} names for {len(objects)} classes ({what}); "
+        f"{names.source}: {counted(len(given), 'name')} for {counted(len(objects), 'class')} ({what}); "
         f"--classes NAME={shown(objects[0])},... ties names to colours"
     )
 

@@ -105,6 +105,12 @@ def _colours(dataset: Dataset) -> np.ndarray:
     return table
 
 
+def _background(dataset: Dataset, table: np.ndarray) -> int | None:
+    """Palette position of the background in `table`, from `_colours`."""
+    raw = dataset.labels.background
+    return None if raw is None else int(table[raw])
+
+
 def _own_colours(
     dataset: Dataset, looked: list[tuple[str, int, np.ndarray | None]]
 ) -> dict[int, list[Colour]]:
@@ -132,7 +138,8 @@ def _legend(
         per_mask: pixels of each raw id in each mask looked at, (N, width).
     """
     total, shown_in = per_mask.sum(0), (per_mask > 0).sum(0)
-    colours = colourise(np.arange(len(dataset.labels.names), dtype=table.dtype)[None])[0]
+    ids = np.arange(len(dataset.labels.names), dtype=table.dtype)[None]
+    colours = colourise(ids, background=_background(dataset, table))[0]
     rows = sorted(dataset.labels.names.items()) + [(raw, UNLABELLED) for raw in dataset.labels.void]
     for raw, name in rows:
         red, green, blue = (
@@ -169,7 +176,7 @@ def _item(dataset: Dataset, name: str, index: int, table: np.ndarray) -> dict[st
     known = {**dataset.labels.names, **dict.fromkeys(dataset.labels.void, UNLABELLED)}
     counts = count_ids(mask)
     names = [known.get(int(raw), f"id {raw}, not declared") for raw in np.flatnonzero(counts)]
-    drawn = overlay(small, ids, OPACITY)
+    drawn = overlay(small, ids, OPACITY, background=_background(dataset, table))
     if dataset.labels.background is not None:
         plain = ids == table[dataset.labels.background]
         drawn[plain] = small[plain]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from everseg.data.datasets.decode import HEIC, HEIC_ENDINGS
 from everseg.data.datasets.file_names import walk
+from everseg.display import counted
 from everseg.errors import some
 
 MAX_FILES = 200_000
@@ -51,7 +52,8 @@ def explained(root: Path) -> list[str]:
         if kind is not None:
             found.setdefault(kind, []).append(path.relative_to(root).as_posix())
     return [
-        f"{len(files)} files are {what} ({some(files, 3)}): {way}" for (what, way), files in found.items()
+        f"{counted(len(files), 'file', 'is', 'are')} {what} ({some(files, 3)}): {way}"
+        for (what, way), files in found.items()
     ]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,17 @@ from everseg.config.fields import ModelConfig
 from everseg.errors import ConfigError, some
 from everseg.models.adapters import timm as from_timm
 from everseg.models.adapters import transformers as from_transformers
-from everseg.models.blocks import ATTENTION, NORM_TYPES, BranchDecoder, check_norm, check_per_branch
+from everseg.models.adapters.per_branch import RANK, BranchLayer, merge, own_parts, through_branch
+from everseg.models.adapters.windows import Windowed, given_windows, strides_of, windowed_layers
+from everseg.models.blocks import (
+    ATTENTION,
+    PRE,
+    BranchDecoder,
+    PerBranch,
+    check_norm,
+    check_per_branch,
+    is_norm,
+)
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.mlp import MLPDecoder
 from everseg.models.model import SegmentationModel
@@ -33,6 +44,8 @@ FORM = "hf:NAME or timm:NAME"
 MAX_TAPS = 4
 INPUTS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "unit": ((0.0,) * 3, (1.0,) * 3)}
 """`data.normalisation` -> mean and deviation that images are given with."""
+ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations", "timm.layers.activations")
+"""Python modules that define activations."""
 _BLOCK = re.compile(
     r"(.*?(?<![A-Za-z_])(?:(?:layers?|blocks?|stages?)[._]\d+(?:\.(?:(?:layers?|blocks?)\.)?\d+)?|layer\d+\.\d+))"
     r"(?=\.)"
@@ -55,13 +68,23 @@ class LibraryEncoder(nn.Module):
         description: the result of `from_transformers.describe` or `from_timm.describe`, with "inputs" added: "scale"
             and "shift" per channel, applied to the images; None = images as they are.
         last_only: the decoder uses the last tap only; None = where all taps have one stride.
+        per_branch: with "norm" each branch owns norms, with "adapter" adapters too (`own_parts`). The encoder runs
+            once for each branch then.
+        rank: of the adapters beside projections.
 
     Raises:
         ConfigError: a description that cannot be built; an encoder whose maps do not lie on a grid over the image, or
-            that takes images of one size only.
+            that takes images of one size only; or parts per branch that it cannot have.
     """
 
-    def __init__(self, description: Mapping[str, Any], *, last_only: bool | None) -> None:
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        *,
+        last_only: bool | None,
+        per_branch: PerBranch = "head",
+        rank: int = RANK,
+    ) -> None:
         super().__init__()
         module = _module(description)
         self.body: nn.Module = module.build(description)
@@ -71,7 +94,7 @@ class LibraryEncoder(nn.Module):
         self._grids: list[tuple[int, int]] | None = None
         unit = from_timm.unit(self.body) if module is from_timm else from_transformers.unit(description)
         # A trial image shows which maps there are and how large.
-        maps = self._trial(unit)
+        maps, activations = self._trial(unit)
         self._unit = unit
         asked = module.positions(description, len(maps))
         self._indices = _per_resolution(maps) if asked is None else asked
@@ -79,6 +102,13 @@ class LibraryEncoder(nn.Module):
         # The trial image has 2 * unit rows, so a map of h rows has stride 2 * unit / h.
         self.taps = {f"layer{k + 1}": (map.shape[1], 2 * unit // map.shape[2]) for k, map in enumerate(maps)}
         """Name -> channels, stride."""
+        self._last_activations = {
+            name: called
+            for name, map in zip(self.taps, maps, strict=True)
+            for called, output in activations.items()
+            if output is map
+        }
+        """Tap -> name of the activation that gives it, where a stage ends in one."""
         strides = [stride for _, stride in self.taps.values()]
         if strides != sorted(strides):
             raise ConfigError(f"model.options: taps must go from fine to coarse; their strides are {strides}")
@@ -95,19 +125,39 @@ class LibraryEncoder(nn.Module):
                 None if inputs is None else torch.tensor(inputs[name], dtype=torch.float32).view(1, 3, 1, 1)
             )
             self.register_buffer(name, value, persistent=False)
+        self.by_branch = per_branch in ("norm", "adapter")
+        if self.by_branch:
+            self.attention_grids  # noqa: B018  (found while the network still runs without a branch)
+            own_parts(self.body, self._run_trial, adapters=per_branch == "adapter", rank=rank)
+            # An activation inside a norm, as some of timm's have it, belongs to the branches now.
+            inside = {name for name, _ in self.body.named_modules()}
+            self._last_activations = {k: v for k, v in self._last_activations.items() if v in inside}
 
-    def forward(self, image: Tensor, *, taps: Taps = ()) -> dict[str, Tensor]:
-        """Map (B, in_channels, H, W) to the taps (B, C, ceil(H / stride), ceil(W / stride)).
+    def forward(
+        self, image: Tensor, branches: Iterable[str] | None = None, *, taps: Taps = ()
+    ) -> dict[str, Any]:
+        """Map (B, in_channels, H, W) to the taps (B, C, ceil(H / stride), ceil(W / stride)); by branch if `by_branch`.
 
         Asked for "attention" also "attention1", "attention2", ... of every transformer block, before the maps: (B,
         heads, h, w, h', w') from each cell of the block's map to each cell of the map that it looks at, cut to the
-        image alike.
+        image alike. Asked for "before_activation" also "layer1.pre", ... of the stages that end in an activation (a
+        ResNet's or a RegNet's; those of transformers and of ConvNeXt do not), before it.
         """
+        if not self.by_branch:
+            return self._taps(image, taps)
+        found = {}
+        for branch in branches or ():
+            with through_branch(branch):
+                found[branch] = self._taps(image, taps)
+        return found
+
+    def _taps(self, image: Tensor, taps: Taps) -> dict[str, Tensor]:
         height, width = image.shape[2:]
         if self.scale is not None and self.shift is not None:
             image = image * self.scale + self.shift
         if (sizes := sizes_at_hand()) is not None:
-            maps = self._read(self.body, picked(image, *sizes.whole))
+            with given_windows(*self._windowed, sizes.windows):
+                maps = self._read(self.body, picked(image, *sizes.whole))
             return {
                 name: picked(maps[index], *sizes.cells[stride])
                 for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True)
@@ -117,8 +167,12 @@ class LibraryEncoder(nn.Module):
         if down or right:
             image = F.pad(image, (0, right, 0, down), mode="replicate")
         found: dict[str, Tensor] = {}
-        if "attention" in taps and self.attention_grids:
-            maps, attentions = from_transformers.read_attention(self.body, image)
+        with self._before_activations("before_activation" in taps) as before:
+            if "attention" in taps and self.attention_grids:
+                maps, attentions = from_transformers.read_attention(self.body, image)
+            else:
+                maps, attentions = self._read(self.body, image), []
+        if attentions:
             for number, (rows, (fine, coarse)) in enumerate(
                 zip(attentions, self.attention_grids, strict=True), start=1
             ):
@@ -128,12 +182,46 @@ class LibraryEncoder(nn.Module):
                     -(-side // stride) for stride in (fine, coarse) for side in (height, width)
                 )
                 found[f"{ATTENTION}{number}"] = grid[:, :, :h, :w, :to_h, :to_w]
-        else:
-            maps = self._read(self.body, image)
-        return found | {
-            name: maps[index][..., : -(-height // stride), : -(-width // stride)]  # ceil(side / stride)
-            for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True)
-        }
+        for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True):
+            h, w = -(-height // stride), -(-width // stride)  # ceil(side / stride)
+            if name in before:
+                found[name + PRE] = before[name][..., :h, :w]
+            found[name] = maps[index][..., :h, :w]
+        return found
+
+    @contextlib.contextmanager
+    def _before_activations(self, asked: bool) -> Iterator[dict[str, Tensor]]:
+        """Note what goes into the activation that ends a stage: tap -> (B, C, h, w), where `asked`."""
+        found: dict[str, Tensor] = {}
+
+        def note(name: str, activation: nn.Module, given: tuple[Tensor, ...]) -> None:
+            # An activation that works in place would change the map under our hands.
+            found[name] = given[0].clone() if getattr(activation, "inplace", False) else given[0]
+
+        ends = self._last_activations.items() if asked else ()
+        hooks = [
+            self.body.get_submodule(called).register_forward_pre_hook(partial(note, name))
+            for name, called in ends
+        ]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @property
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """Maps that layers of the encoder cut into windows: their stride, and the windows' side in cells; each once."""
+        layers, strides = self._windowed
+        return tuple(dict.fromkeys((stride, one.side) for one, stride in zip(layers, strides, strict=True)))
+
+    @cached_property
+    def _windowed(self) -> tuple[list[Windowed], list[int]]:
+        """These layers, and the stride of each one's map."""
+        layers, unit, weight = windowed_layers(self.body), self._unit, next(self.body.parameters())
+        image = weight.new_zeros(1, self.in_channels, 2 * unit, 4 * unit)
+        with self._trying(), torch.no_grad():
+            return layers, strides_of(layers, lambda: self._read(self.body, image), 2 * unit)
 
     @property
     def attention_grids(self) -> list[tuple[int, int]]:
@@ -177,7 +265,7 @@ class LibraryEncoder(nn.Module):
         super().train(mode)
         if mode and not any(weight.requires_grad for weight in self.parameters()):
             for module in self.body.modules():
-                module.training = isinstance(module, NORM_TYPES)
+                module.training = is_norm(module)
         return self
 
     def parameter_layers(self) -> list[list[nn.Parameter]]:
@@ -214,19 +302,27 @@ class LibraryEncoder(nn.Module):
             layers[place] += self.body.get_submodule(name).parameters(recurse=False)
         return layers if layers[0] else layers[1:]
 
+    def merged(self, branch: str) -> LibraryEncoder:
+        """Copy it as the plain encoder of one branch, adapters merged into the weights beside them."""
+        plain = copy.deepcopy(self)
+        if self.by_branch:
+            merge(plain.body, branch)
+            plain.by_branch = False
+        return plain
+
     def _order_of_calls(self) -> dict[str, int]:
         """Run a small image; name of each module -> when it was called first (else its parent's, for those never)."""
         called: dict[str, int] = {}
         modules = dict(self.body.named_modules())
+        branch = next((name for m in modules.values() if isinstance(m, BranchLayer) for name in m), "")
 
         def note(name: str, *_: Any) -> None:
             called.setdefault(name, len(called))
 
         hooks = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
         try:
-            with self._trying(), torch.no_grad():
-                weight = next(self.body.parameters())
-                self._read(self.body, weight.new_zeros(1, self.in_channels, 2 * self._unit, 4 * self._unit))
+            with through_branch(branch):
+                self._run_trial()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -234,8 +330,31 @@ class LibraryEncoder(nn.Module):
             called.setdefault(name, called.get(name.rpartition(".")[0], 0))
         return called
 
-    def _trial(self, unit: int) -> list[Tensor]:
-        """Run a small image of 2 x 4 units, and check that every map is a grid over it."""
+    def _run_trial(self) -> list[Tensor]:
+        """Run a small image in eval mode, the same at every call, and leave every part in the mode that it had."""
+        weight = next(self.body.parameters())
+        image = torch.rand(
+            1, self.in_channels, 2 * self._unit, 4 * self._unit, generator=torch.Generator().manual_seed(0)
+        )
+        with self._trying(), torch.no_grad():
+            return self._read(self.body, image.to(weight))
+
+    def _trial(self, unit: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Run a small image of 2 x 4 units, and check that every map is a grid over it.
+
+        Returns:
+            The maps, and what each activation gave, by its name.
+        """
+        activations: dict[str, Tensor] = {}
+
+        def note(name: str, _module: nn.Module, _given: Any, output: Any) -> None:
+            activations[name] = output
+
+        hooks = [
+            module.register_forward_hook(partial(note, name))
+            for name, module in self.body.named_modules()
+            if type(module).__module__ in ACTIVATIONS
+        ]
         # In eval mode, so that running statistics stay as they are; with gradients, for `_keep_unused` reads the graph.
         self.body.eval()
         try:
@@ -247,6 +366,9 @@ class LibraryEncoder(nn.Module):
                 f"model.encoder: it cannot run an image of {4 * unit} x {2 * unit} pixels (perhaps it takes "
                 f"one size only): {type(error).__name__}: {text}"
             ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
         self.body.train()
         for map in maps:
             grid = map.ndim == 4 and 2 * unit % map.shape[2] == 0 and map.shape[3] == 2 * map.shape[2]
@@ -255,7 +377,7 @@ class LibraryEncoder(nn.Module):
                     f"model.encoder: its output of shape {tuple(map.shape)} does not match an image of {4 * unit} x "
                     f"{2 * unit} pixels; choose another encoder or other taps (model.options.taps)"
                 )
-        return maps
+        return maps, activations
 
 
 def mlp(
@@ -265,6 +387,7 @@ def mlp(
     hidden: int = 256,
     dropout: float = 0.1,
     per_branch: str = "head",
+    rank: int | None = None,
 ) -> SegmentationModel:
     """Build SegFormer's all-MLP head on an encoder of another library (model.encoder=hf:NAME or timm:NAME).
 
@@ -273,20 +396,22 @@ def mlp(
             own configuration) and `taps`.
         norm: "bn" (ReLU), "abn" (leaky ReLU 0.01) or "iabn", of the decoder; the encoder has its own.
         hidden: as for `MLPDecoder`; so is `dropout`.
-        per_branch: what each branch owns: "head" = its classifiers, "decoder" = its decoder too.
+        per_branch: what each branch owns: "head" = its classifiers, "decoder" = its decoder too, "norm" = the encoder's
+            norms too, "adapter" = adapters beside the encoder's layers too (`own_parts`).
+        rank: of the adapters beside projections; default 8.
 
     Raises:
         ConfigError: a dimension or an encoder that cannot be.
     """
     kind = check_norm(norm)
-    body = LibraryEncoder(encoder, last_only=False)
+    body = _encoder(encoder, per_branch, rank, last_only=False)
     make = partial(MLPDecoder, body.taps, hidden=hidden, norm=kind, dropout=dropout)
     options = {
         "encoder": encoder,
         "norm": norm,
         "hidden": hidden,
         "dropout": dropout,
-        "per_branch": per_branch,
+        **_per_branch(per_branch, rank),
     }
     return _model("mlp", body, make, options)
 
@@ -300,11 +425,12 @@ def library_deeplabv3(
     rates: Sequence[int] | None = None,
     pool_size: int | None = None,
     per_branch: str = "head",
+    rank: int | None = None,
 ) -> SegmentationModel:
     """Build DeepLabV3's head on the last tap of an encoder of another library; options as for `mlp` and `DeepLabV3`.
 
     Args:
-        encoder: as for `mlp`; so are `norm` and `per_branch`.
+        encoder: as for `mlp`; so are `norm`, `per_branch` and `rank`.
         hidden: as for `DeepLabV3`; so are `out_channels`, `rates`, `pool_size`.
         rates: default 12, 24, 32 up to stride 8, 6, 12, 18 up to 16, and 3, 6, 9 above.
         pool_size: default 512 pixels, 0 = the whole map.
@@ -313,7 +439,7 @@ def library_deeplabv3(
         ConfigError: a dimension or an encoder that cannot be.
     """
     kind = check_norm(norm)
-    body = LibraryEncoder(encoder, last_only=True)
+    body = _encoder(encoder, per_branch, rank, last_only=True)
     usual = RATES[8] if body.stride <= 8 else RATES[16] if body.stride <= 16 else (3, 6, 9)
     make = partial(
         DeepLabV3, body.out_channels, hidden=hidden, out_channels=out_channels, rates=rates or usual, norm=kind,
@@ -321,7 +447,7 @@ def library_deeplabv3(
     )  # fmt: skip
     options = {
         "encoder": encoder, "norm": norm, "hidden": hidden, "out_channels": out_channels,
-        "rates": None if rates is None else list(rates), "pool_size": pool_size, "per_branch": per_branch,
+        "rates": None if rates is None else list(rates), "pool_size": pool_size, **_per_branch(per_branch, rank),
     }  # fmt: skip
     return _model("library-deeplabv3", body, make, options)
 
@@ -335,13 +461,14 @@ def segmenter(
     heads: int | None = None,
     dropout: float = 0.1,
     per_branch: str = "head",
+    rank: int | None = None,
 ) -> SegmentationModel:
     """Build Segmenter's mask transformer, whose classes are tokens, on an encoder of another library.
 
     The transformer belongs to the head, so each branch has one.
 
     Args:
-        encoder: as for `mlp`; so is `per_branch`.
+        encoder: as for `mlp`; so are `per_branch` and `rank`.
         hidden: width of the transformer; default the channels of the encoder's last map.
         stride: as for `PatchDecoder`.
         layers: blocks of the transformer (published: 2).
@@ -351,11 +478,11 @@ def segmenter(
     Raises:
         ConfigError: a dimension or an encoder that cannot be.
     """
-    body = LibraryEncoder(encoder, last_only=None)
+    body = _encoder(encoder, per_branch, rank, last_only=None)
     make = partial(PatchDecoder, body.taps, hidden=hidden, stride=stride)
     options = {
         "encoder": encoder, "hidden": hidden, "stride": stride, "layers": layers, "heads": heads,
-        "dropout": dropout, "per_branch": per_branch,
+        "dropout": dropout, **_per_branch(per_branch, rank),
     }  # fmt: skip
     make_head = partial(TokenHead, layers=layers, heads=heads, dropout=dropout)
     return _model("segmenter", body, make, options, make_head)
@@ -399,12 +526,17 @@ def describe(
             name, given, taps, download=config.download, channels=in_channels
         )
         if source is not None:
-            state, note = from_transformers.load_weights(description, source)
+            # A network without values (device "meta") takes nothing but the names of its weights.
+            with torch.device("cpu"):
+                state, note = from_transformers.load_weights(description, source)
             said = from_transformers.preprocessing(source) if in_channels == 3 else None
     else:
         description = from_timm.describe(name, given, taps, channels=in_channels)
         if config.weights is not None or "." in name:
-            state, note = from_timm.load_weights(description, name, config.weights, download=config.download)
+            with torch.device("cpu"):
+                state, note = from_timm.load_weights(
+                    description, name, config.weights, download=config.download
+                )
             said = from_timm.preprocessing(name) if "." in name and in_channels == 3 else None
     description["inputs"] = None if said is None else _conversion(INPUTS[normalisation], said)
     if description["inputs"] is not None:
@@ -414,16 +546,27 @@ def describe(
 
 
 def load_body(model: SegmentationModel, state: Mapping[str, Tensor]) -> None:
-    """Put pretrained weights into a model's encoder; strict.
+    """Put pretrained weights into the encoder of a model that has not grown; strict.
+
+    Where branches own norms, those of the model's first growth start from these.
 
     Raises:
         ConfigError: names that differ.
     """
     body: nn.Module = model.encoder.body  # type: ignore[assignment]
-    wrong = sorted(state.keys() ^ body.state_dict().keys())
-    if wrong:
+    norms = {
+        name: owner
+        for name, owner in body.named_modules(remove_duplicate=False)
+        if isinstance(owner, BranchLayer) and owner.makes_norms()
+    }
+    own = {name: [f"{name}.{key}" for key in owner.make().state_dict()] for name, owner in norms.items()}
+    shared = body.state_dict().keys()
+    if wrong := sorted(state.keys() ^ {*shared, *(key for keys in own.values() for key in keys)}):
         raise ConfigError(f"model.encoder: the weights do not fit the encoder: {some(wrong)}")
-    body.load_state_dict(state, strict=True)
+    if not any(value.is_meta for value in body.state_dict().values()):
+        body.load_state_dict({name: state[name] for name in shared}, strict=True)
+    for name, owner in norms.items():
+        owner.pretrained = {key.removeprefix(f"{name}."): state[key] for key in own[name]}
 
 
 def _module(description: Mapping[str, Any]) -> Any:
@@ -455,16 +598,29 @@ def _checked_inputs(inputs: Any) -> Mapping[str, list[float]] | None:
     return inputs
 
 
+def _encoder(
+    description: Mapping[str, Any], per_branch: str, rank: int | None, *, last_only: bool | None
+) -> LibraryEncoder:
+    choice = check_per_branch(per_branch)
+    if rank is not None and choice != "adapter":
+        raise ConfigError(
+            f"model.options: rank is that of adapters, and per_branch '{choice}' has none; leave it out, or choose "
+            "'adapter'"
+        )
+    return LibraryEncoder(
+        description, last_only=last_only, per_branch=choice, rank=RANK if rank is None else rank
+    )
+
+
+def _per_branch(choice: str, rank: int | None) -> dict[str, Any]:
+    """What a description says of a branch's parts; the rank only where it was chosen."""
+    return {"per_branch": choice, **({} if rank is None else {"rank": rank})}
+
+
 def _model(
     name: str, encoder: LibraryEncoder, make: Any, options: Mapping[str, Any], make_head: Any = None
 ) -> SegmentationModel:
-    choice = check_per_branch(options["per_branch"])
-    if choice not in ("head", "decoder"):
-        raise ConfigError(
-            f"model.options: per_branch '{choice}': an encoder of another library has no parts per branch; "
-            "choose 'head' or 'decoder'"
-        )
-    decoder = make() if choice == "head" else BranchDecoder(make)
+    decoder = make() if options["per_branch"] == "head" else BranchDecoder(make)
     if make_head is not None:
         make_head = partial(make_head, decoder.out_channels)
     return SegmentationModel(encoder, decoder, {"name": name, "options": dict(options)}, make_head=make_head)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from everseg.display import counted
 from everseg.errors import CheckpointError, ConfigError, near_miss, some
 from everseg.models.blocks import check_in_channels
 from everseg.models.pretrained import encoder_state, weight_file
@@ -128,6 +130,8 @@ def load_weights(
     classifier = getattr(_pretrained_cfg(name), "classifier", None) or ()
     classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     tensors = encoder_state(read_tensors(path), str(path), tuple(f"{part}." for part in classifier))
+    if "_conv_stem.weight" in tensors:
+        tensors = _from_efficientnet_pytorch(tensors, _create(description, pretrained=False).state_dict())
     try:
         body = _create(description, pretrained=True, state_dict=tensors)
     except (RuntimeError, KeyError, ValueError) as error:
@@ -138,7 +142,46 @@ def load_weights(
     broken = [key for key, value in state.items() if not bool(value.isfinite().all())]
     if broken:
         raise CheckpointError(f"{where} are not finite: {some(broken)}; fetch or save the file again")
-    return state, f"encoder: {len(state)} tensors from {path}"
+    return state, f"encoder: {counted(len(state), 'tensor')} from {path}"
+
+
+def _from_efficientnet_pytorch(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Rename the weights of the package efficientnet_pytorch, and of those that follow it, to timm's names.
+
+    Its blocks are numbered through, timm's within their stage; norms and convolutions of a block have the numbers of
+    the blocks that expand first, which the first stage's do not.
+
+    Args:
+        wanted: timm's names, in their order.
+    """
+    blocks = list(
+        dict.fromkeys(match[0] for name in wanted if (match := re.match(r"blocks\.\d+\.\d+\.", name)))
+    )
+    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    parts = {"_depthwise_conv": "conv_dw", "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+    expanding = {
+        "_expand_conv": "conv_pw",
+        "_project_conv": "conv_pwl",
+        "_bn0": "bn1",
+        "_bn1": "bn2",
+        "_bn2": "bn3",
+    }
+    plain = {"_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}
+    renamed = {}
+    for name, value in state.items():
+        match = re.fullmatch(r"(?:_blocks\.(\d+)\.)?(_\w+)\.(\w+)", name)
+        if match is None or match[2] == "_fc":
+            continue
+        number, part, leaf = match.groups()
+        if number is None:
+            stem, names = "", top
+        else:
+            stem = blocks[int(number)] if int(number) < len(blocks) else f"blocks.{number}."
+            names = parts | (expanding if f"_blocks.{number}._expand_conv.weight" in state else plain)
+        renamed[f"{stem}{names.get(part, part)}.{leaf}"] = value
+    return renamed
 
 
 def preprocessing(name: str) -> tuple[list[float], list[float]] | None:
@@ -213,10 +256,23 @@ def _create(description: Mapping[str, Any], *, pretrained: bool, **weights: Any)
     chosen = {} if description["taps"] is None else {"out_indices": tuple(description["taps"])}
     name = description["type"]
     try:
-        body = library().create_model(
-            name, features_only=True, pretrained=pretrained, **chosen, **description["config"],
-            pretrained_cfg_overlay={"num_classes": 0, "label_offset": 0, **weights},
-        )  # fmt: skip
+        with _quiet():
+            body = library().create_model(
+                name, features_only=True, pretrained=pretrained, **chosen, **description["config"],
+                pretrained_cfg_overlay={"num_classes": 0, "label_offset": 0, **weights},
+            )  # fmt: skip
     except (TypeError, AssertionError, IndexError, NotImplementedError) as error:
         raise ConfigError(f"model.encoder: 'timm:{name}' cannot be built as an encoder: {error}") from error
     return body.to(torch.float32)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence timm's warnings of weights that an encoder without classifier has no place for."""
+    logger = logging.getLogger("timm")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everseg.display import counted
 from everseg.errors import CheckpointError, ConfigError, near_miss, some
 from everseg.files import UnreadableError, json_of, read_regular
+from everseg.models.adapters.attention import plain_attention
 from everseg.models.adapters.elsewhere import from_elsewhere
 from everseg.models.blocks import check_in_channels
 from everseg.models.pretrained import WEIGHT_FILES, encoder_state, fetch, spread_channels
@@ -156,16 +158,12 @@ def read_attention(body: nn.Module, image: Tensor) -> tuple[list[Tensor], list[T
 
     No attention ([]) from a network without. The rows are made in full, which the library's fast kernels avoid.
     """
-    config: Any = body.config
-    usual = config._attn_implementation
-    config._attn_implementation = "eager"  # the only one that returns them
+    states = {} if hasattr(body, "out_features") else {"output_hidden_states": True}
     try:
-        states = {} if hasattr(body, "out_features") else {"output_hidden_states": True}
-        found = body(image, output_attentions=True, **states)
+        with plain_attention(body):
+            found = body(image, output_attentions=True, **states)
     except TypeError:  # a network whose forward does not know the word
         return read_maps(body, image), []
-    finally:
-        config._attn_implementation = usual
     maps = found.feature_maps if hasattr(body, "out_features") else found.hidden_states
     return list(maps), list(getattr(found, "attentions", None) or ())
 
@@ -228,7 +226,7 @@ def load_weights(description: Mapping[str, Any], source: Source) -> tuple[dict[s
     if broken:
         raise CheckpointError(f"{where} are not finite: {some(broken)}; fetch or save the file again")
     note = f", {len(fresh)} of them fresh norms on the maps" if fresh else ""
-    return state, f"encoder: {len(state)} tensors from {source.weights}{note}"
+    return state, f"encoder: {counted(len(state), 'tensor')} from {source.weights}{note}"
 
 
 def _spread(

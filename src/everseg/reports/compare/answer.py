@@ -26,6 +26,7 @@ class Winner:
     """In which sense."""
     names: str
     value: str
+    """The number with its name as in the tables; of a time the number alone."""
     more: str
     """What the reader should know beside it; "" if nothing."""
 
@@ -63,7 +64,8 @@ def winners(table: Json) -> list[Winner]:
         elif beside is not None and beside in table["numbers"] and len(first) == 1:
             more = f"{beside}: {text(beside, first[0]['scores'][beside])}"
         value = text(number, first[0]["scores"][number]) if len(first) == 1 else shown
-        found.append(Winner(what, some([g["name"] for g in first], 3), value, more))
+        named = value if number == STEP_TIME else f"{number} {value}"
+        found.append(Winner(what, some([g["name"] for g in first], 3), named, more))
     return found
 
 

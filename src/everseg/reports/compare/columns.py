@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from everseg.reports.compare import cost
+from everseg.reports.glossary import MEANINGS
 
 WITHOUT = " (no bg)"
 """End of the names of numbers without background."""
@@ -34,13 +35,9 @@ _COLUMNS = {
     "new": Column("percent", "more", "mIoU of the classes that the last step taught"),
     "all": Column("percent", "more", "mIoU of all classes after the last step"),
     "mIoU mean": Column("percent", "more", "mean of the mIoU of the domains"),
-    "average": Column("percent", "more", "mean over the steps of the mIoU of all that was tested then"),
-    "forgetting": Column("percent", "less",
-                         "points of mIoU: the best value before the last step minus the last one; negative = improved"),
-    "relative drop": Column("signed percent", "more",
-                            "change against models of one domain each, in percent: the mean over the domains of "
-                            "(mIoU − mIoU of the domain's own model) / mIoU of the domain's own model; "
-                            "negative = worse than the own model"),
+    "average": Column("percent", "more", MEANINGS["average"]),
+    "forgetting": Column("percent", "less", MEANINGS["forgetting"]),
+    "relative drop": Column("signed percent", "more", MEANINGS["relative drop"]),
     cost.TIME: Column("time", "less",
                       "training alone, all steps, from the journal; a shared first step counts in every run"),
     cost.STEP_TIME: Column("seconds", "less", "training alone, mean over the steps after the first, from the journal"),

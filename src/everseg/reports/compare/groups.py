@@ -15,7 +15,7 @@ from everseg.config.loading import difference, identity, load
 from everseg.errors import ConfigError, some
 from everseg.files import real_path
 from everseg.labels import policies_apart, policy_name
-from everseg.metrics import defined_mean, relative_drop
+from everseg.metrics import class_spans, defined_mean, named_groups, relative_drop
 from everseg.reports.baselines import drop_against_single
 from everseg.reports.compare.cost import costs
 from everseg.reports.text import value_text
@@ -189,9 +189,11 @@ def read(results: Results) -> Result:
         for suffix, key in (("", ""), (" (no bg)", "_without_background")):
             if len(growths) > 2:
                 # The field's tables part such a sequence after its first step, not before its last.
-                later = [value for value in last["class_iou"][growths[0] :] if value is not None]
+                spans = class_spans(len(last["class_iou"]), growths, tracks[0].background)
+                left_out = tracks[0].background if suffix else None
+                later = [last["class_iou"][c] for c in named_groups(spans)["later"] if c != left_out]
                 scores[f"base{suffix}"] = last[f"miou{key}"]["base"]
-                scores[f"later{suffix}"] = defined_mean(later)
+                scores[f"later{suffix}"] = defined_mean(value for value in later if value is not None)
             scores |= {f"{group}{suffix}": last[f"miou{key}"][group] for group in ("old", "new", "all")}
             scores[f"average{suffix}"] = sequence[f"average_miou{key}"] if steps > 1 else None
             scores[f"forgetting{suffix}"] = sequence[f"forgetting{key}"]["mean"]

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everseg.engine.tensorboard import Events, safe_tag, safe_tags
+from everseg.engine.events import Events, safe_tag, safe_tags
+from everseg.engine.tensorboard import tensorboard
 from everseg.inference.pictures import confusion_picture, legend, triplet
 from everseg.metrics import sequence_scores
 from saying import must_say
@@ -30,6 +31,10 @@ SCORES = {
     "class_accuracy": [0.8, 0.5, math.nan],
     "classes": NAMES,
 }
+
+
+def in_files(folder: Path, notify=None) -> Events:
+    return Events(tensorboard(folder, notify), notify=notify)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +82,7 @@ def train(events: Events, iterations: range, shift: float = 0.0) -> None:
 
 
 def test_training_numbers_stand_under_their_tags_at_the_iteration(tmp_path, read):
-    events = Events(tmp_path)
+    events = in_files(tmp_path)
     assert events.active
     events.scalars(
         7,
@@ -110,7 +115,7 @@ def test_training_numbers_stand_under_their_tags_at_the_iteration(tmp_path, read
 
 
 def test_absent_measurements_leave_no_curve_and_groups_of_lr_have_one_each(tmp_path, read):
-    events = Events(tmp_path)
+    events = in_files(tmp_path)
     events.scalars(1, {"ce": 1.0}, lr={"encoder": 0.1, "head": 1.0}, images_per_second=1.0)
     events.close()
     assert sorted(read(tmp_path).Tags()["scalars"]) == [
@@ -123,7 +128,7 @@ def test_absent_measurements_leave_no_curve_and_groups_of_lr_have_one_each(tmp_p
 
 
 def test_a_diverged_loss_is_shown_as_such(tmp_path, read):
-    events = Events(tmp_path)
+    events = in_files(tmp_path)
     events.scalars(1, {"ce": math.inf, "kd": -math.inf}, lr=0.1, images_per_second=1.0)
     events.close()
     found = read(tmp_path)
@@ -132,8 +137,8 @@ def test_a_diverged_loss_is_shown_as_such(tmp_path, read):
 
 
 def test_evaluation_writes_groups_classes_and_leaves_out_absent_scores(tmp_path, read):
-    events = Events(tmp_path)
-    events.evaluation(30, 1, NAMES, SCORES, COUNTS)
+    events = in_files(tmp_path)
+    events.evaluation(30, 1, NAMES, SCORES, COUNTS, background=0)
     events.close()
     found = read(tmp_path)
     expected = {
@@ -153,8 +158,8 @@ def test_evaluation_writes_groups_classes_and_leaves_out_absent_scores(tmp_path,
 
 
 def test_evaluation_writes_a_table_of_classes(tmp_path, read):
-    events = Events(tmp_path)
-    events.evaluation(30, 1, NAMES, SCORES, COUNTS)
+    events = in_files(tmp_path)
+    events.evaluation(30, 1, NAMES, SCORES, COUNTS, background=0)
     events.close()
     assert text_of(read(tmp_path), "val/classes").splitlines() == [
         "Step 1, iteration 30",
@@ -168,25 +173,25 @@ def test_evaluation_writes_a_table_of_classes(tmp_path, read):
 
 
 def test_evaluation_writes_pictures_of_samples_confusion_and_legend(tmp_path, read):
-    events = Events(tmp_path)
+    events = in_files(tmp_path)
     large = sample(300, 1000)
-    events.evaluation(30, 1, NAMES, SCORES, COUNTS, [sample(), large])
-    events.evaluation(40, 1, NAMES, SCORES, COUNTS, [sample()])
+    events.evaluation(30, 1, NAMES, SCORES, COUNTS, [sample(), large], background=0)
+    events.evaluation(40, 1, NAMES, SCORES, COUNTS, [sample()], background=0)
     events.close()
     found = read(tmp_path)
     assert sorted(found.Tags()["images"]) == ["val/confusion", "val/legend", "val/pred/0", "val/pred/1"]
-    np.testing.assert_array_equal(picture_of(found, "val/pred/0"), triplet(*sample()))
+    np.testing.assert_array_equal(picture_of(found, "val/pred/0"), triplet(*sample(), background=0))
     np.testing.assert_array_equal(picture_of(found, "val/confusion"), confusion_picture(COUNTS, NAMES))
-    np.testing.assert_array_equal(picture_of(found, "val/legend"), legend(NAMES))
+    np.testing.assert_array_equal(picture_of(found, "val/legend"), legend(NAMES, background=0))
     assert picture_of(found, "val/pred/1").shape == (153, 1536, 3), "a large picture is reduced"
     assert [event.step for event in found.Images("val/pred/0")] == [30, 40]
     assert [event.step for event in found.Images("val/legend")] == [30], "once, until the classes change"
 
 
 def test_domains_stand_apart(tmp_path, read):
-    events = Events(tmp_path)
+    events = in_files(tmp_path)
     for domain, value in (("city", 0.5), ("country/side", 0.25)):
-        events.evaluation(3, 0, NAMES, {"miou": {"all": value}}, COUNTS, domain=domain)
+        events.evaluation(3, 0, NAMES, {"miou": {"all": value}}, COUNTS, domain=domain, background=0)
     events.close()
     found = read(tmp_path)
     assert series(found, "val/city/miou/all") == [(3, 0.5)]
@@ -195,7 +200,7 @@ def test_domains_stand_apart(tmp_path, read):
 
 
 def test_scores_of_the_sequence_have_short_tags(tmp_path, read):
-    events = Events(tmp_path)
+    events = in_files(tmp_path)
     events.sequence(9, {"forgetting": 0.2, "backward_transfer": -0.1, "average_miou": 0.6, "absent": None})
     events.close()
     found = read(tmp_path)
@@ -208,7 +213,7 @@ def test_scores_of_the_sequence_have_short_tags(tmp_path, read):
 
 def test_of_the_sequence_scores_only_single_numbers_are_written(tmp_path, read):
     """Lists per class or group and the matrix of steps stay in the files they come from."""
-    events = Events(tmp_path)
+    events = in_files(tmp_path)
     first, second = np.diag([5, 5]), np.array([[5, 0, 0], [0, 0, 5], [0, 0, 5]])
     events.sequence(9, sequence_scores([first, second], [(2,), (2, 1)], background=0))
     events.close()
@@ -222,11 +227,11 @@ def test_of_the_sequence_scores_only_single_numbers_are_written(tmp_path, read):
 
 
 def test_iterations_done_again_after_a_crash_show_once(tmp_path, read):
-    first = Events(tmp_path)
+    first = in_files(tmp_path)
     train(first, range(1, 11))
-    first.evaluation(10, 0, NAMES, SCORES, COUNTS, [sample()])
+    first.evaluation(10, 0, NAMES, SCORES, COUNTS, [sample()], background=0)
     first.close()
-    resumed = Events(tmp_path)
+    resumed = in_files(tmp_path)
     train(resumed, range(6, 9), shift=0.5)
     resumed.close()
     found = read(tmp_path)
@@ -237,12 +242,12 @@ def test_iterations_done_again_after_a_crash_show_once(tmp_path, read):
 
 
 def test_events_torn_by_a_kill_do_not_spoil_the_resumed_ones(tmp_path, read):
-    first = Events(tmp_path)
+    first = in_files(tmp_path)
     train(first, range(1, 11))
     first.close()
     (file,) = tmp_path.iterdir()
     os.truncate(file, file.stat().st_size - 7)
-    resumed = Events(tmp_path)
+    resumed = in_files(tmp_path)
     train(resumed, range(10, 12))
     resumed.close()
     assert series(read(tmp_path), "train/loss/ce") == [(i, float(i)) for i in range(1, 12)]
@@ -277,9 +282,9 @@ def test_names_that_fall_together_keep_distinct_tags():
 
 def test_hostile_class_names_go_through_the_whole_evaluation(tmp_path, read):
     names = ["a/b", "a_b", "<img src=x onerror=alert(1)>|\n# title\x00*b* `c` [d](e)"]
-    events = Events(tmp_path)
+    events = in_files(tmp_path)
     events.scalars(1, {"kd/<x>\n": 1.0}, lr=0.1, images_per_second=1.0)
-    events.evaluation(1, 0, names, SCORES | {"class_iou": [0.1, 0.2, 0.3]}, COUNTS, [sample()])
+    events.evaluation(1, 0, names, SCORES | {"class_iou": [0.1, 0.2, 0.3]}, COUNTS, [sample()], background=0)
     events.close()
     found = read(tmp_path)
     iou = [tag for tag in found.Tags()["scalars"] if tag.startswith("val/iou/")]
@@ -294,17 +299,17 @@ def test_hostile_class_names_go_through_the_whole_evaluation(tmp_path, read):
 
 
 def test_scores_for_another_number_of_classes_are_refused(tmp_path, read):
-    events = Events(tmp_path)
+    events = in_files(tmp_path)
     with pytest.raises(ValueError, match="class_iou has 2 entries for 3"):
-        events.evaluation(1, 0, NAMES, {"class_iou": [0.1, 0.2]}, COUNTS)
+        events.evaluation(1, 0, NAMES, {"class_iou": [0.1, 0.2]}, COUNTS, background=0)
     with pytest.raises(ValueError, match="C x C"):
-        events.evaluation(1, 0, NAMES, {}, COUNTS[:2, :2])
+        events.evaluation(1, 0, NAMES, {}, COUNTS[:2, :2], background=0)
     events.close()
 
 
 def use_everything(events: Events) -> None:
     train(events, range(1, 3))
-    events.evaluation(1, 0, NAMES, SCORES, COUNTS, [sample()])
+    events.evaluation(1, 0, NAMES, SCORES, COUNTS, [sample()], background=0)
     events.sequence(1, {"forgetting": 0.1})
     events.close()
     events.close()
@@ -322,20 +327,19 @@ def test_without_a_working_tensorboard_one_note_says_how_to_get_it(tmp_path, mon
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setattr(builtins, "__import__", broken)
     notes: list[str] = []
-    events = Events(tmp_path / "events", notify=notes.append)
+    events = in_files(tmp_path / "events", notes.append)
     assert not events.active
     use_everything(events)
     assert len(notes) == 1
     assert str(error) in notes[0]
     assert "pip install 'everseg[tensorboard]'" in notes[0]
     assert not (tmp_path / "events").exists()
-    use_everything(Events(tmp_path / "events"))
+    use_everything(in_files(tmp_path / "events"))
 
 
-@pytest.mark.parametrize("disabled", [{"folder": None}, {"enabled": False}])
-def test_switched_off_it_writes_nothing_and_says_nothing(tmp_path, disabled):
+def test_without_a_place_it_writes_nothing_and_says_nothing(tmp_path):
     notes: list[str] = []
-    use_everything(Events(**{"folder": tmp_path / "events", "notify": notes.append} | disabled))
+    use_everything(Events(notify=notes.append))
     assert notes == []
     assert list(tmp_path.iterdir()) == []
 
@@ -343,7 +347,7 @@ def test_switched_off_it_writes_nothing_and_says_nothing(tmp_path, disabled):
 def test_a_folder_that_cannot_be_made_is_a_note_not_an_end(tmp_path, read):
     (tmp_path / "events").write_text("a file")
     notes: list[str] = []
-    use_everything(Events(tmp_path / "events", notify=notes.append))
+    use_everything(in_files(tmp_path / "events", notes.append))
     assert len(notes) == 1
     assert "cannot be written" in notes[0]
 
@@ -352,7 +356,7 @@ def test_a_folder_that_cannot_be_made_is_a_note_not_an_end(tmp_path, read):
 def test_a_disk_that_fills_up_ends_the_events_with_one_note(tmp_path, monkeypatch, read):
     module = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
     notes: list[str] = []
-    events = Events(tmp_path, notify=notes.append)
+    events = in_files(tmp_path, notes.append)
     train(events, range(1, 3))
 
     def full(writer: object, record: bytes) -> None:
@@ -371,7 +375,7 @@ def test_a_disk_that_fills_up_ends_the_events_with_one_note(tmp_path, monkeypatc
 
 
 def test_what_was_written_can_be_read_before_the_file_is_closed(tmp_path, read):
-    events = Events(tmp_path)
+    events = in_files(tmp_path)
     train(events, range(1, 3))
     assert series(read(tmp_path), "train/loss/ce") == [(1, 1.0), (2, 2.0)]
     events.close()
@@ -379,7 +383,7 @@ def test_what_was_written_can_be_read_before_the_file_is_closed(tmp_path, read):
 
 def test_many_restarts_keep_their_order(tmp_path, read):
     for start in range(1, 13):
-        events = Events(tmp_path)
+        events = in_files(tmp_path)
         train(events, range(start, start + 3), shift=start / 100)
         events.close()
     expected = [(i, round(i * 1.01, 2)) for i in range(1, 13)] + [(13, 13.12), (14, 14.12)]
@@ -387,5 +391,5 @@ def test_many_restarts_keep_their_order(tmp_path, read):
 
 
 def test_a_run_that_writes_nothing_leaves_no_file(tmp_path):
-    Events(tmp_path / "events").close()
+    in_files(tmp_path / "events").close()
     assert not (tmp_path / "events").exists()

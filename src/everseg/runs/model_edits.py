@@ -1,0 +1,77 @@
+"""Changes of a finished model that need no training: a further branch that begins as a copy of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from everseg.errors import ConfigError
+from everseg.labels import spelling
+from everseg.models.blocks import BranchDict
+from everseg.models.model import SegmentationModel
+from everseg.runs.model_folder import ModelFile, Registry
+
+
+def check_branch_name(name: str) -> None:
+    """Stop unless a new branch may have this name.
+
+    Raises:
+        ConfigError: it has a dot, or is a word that a module of PyTorch uses.
+    """
+    BranchDict(nn.Identity).check(name)
+
+
+@torch.no_grad()
+def with_branch(model: SegmentationModel, about: ModelFile, name: str, like: str) -> ModelFile:
+    """Give a model a further branch that is equal to another one in every weight, statistic and class.
+
+    The copy has the same growths as its origin. So its logits are bit-equal, and a later step finds old classes in it.
+
+    Args:
+        model: gets the branch; in eval mode.
+        about: the content of its folder's file.
+        name: the new branch, and the name under which its images are known.
+        like: the branch that is copied.
+
+    Returns:
+        The content of the file of the changed model.
+
+    Raises:
+        ConfigError: the name is known or not usable, or the model's structure was changed after its growth.
+    """
+    if model.changes:
+        raise ConfigError(
+            f"branch '{name}': the network was changed after its training ({', '.join(model.changes)}), so it takes no "
+            f"further branch; let the images take the branch '{like}' (--shared)"
+        )
+    # The weights that are drawn are all overwritten; the caller's random numbers stay as they are.
+    with torch.random.fork_rng(devices=[]):
+        for number, growth in enumerate(list(model.head(like).growths)):
+            model.grow({name: growth.to_json()}, init_from=None if number else like)
+    for owner in model.modules():
+        if isinstance(owner, BranchDict) and name in owner:
+            owner[name].load_state_dict(owner[like].state_dict(), strict=True)
+    model.eval()
+    space = about.spaces[like]
+    return replace(
+        about,
+        architecture=model.describe(),
+        spaces={**about.spaces, name: space},
+        domains={**(about.domains or {branch: branch for branch in about.spaces}), name: name},
+        registry=None if about.registry is None else _also_in(about.registry, space.names, name),
+    )
+
+
+def _also_in(registry: Registry, names: Iterable[str], branch: str) -> Registry:
+    """Enter a branch at the classes of these names."""
+    known = {spelling(name) for name in names}
+    return replace(
+        registry,
+        classes=tuple(
+            replace(one, branches=(*one.branches, branch)) if spelling(one.name) in known else one
+            for one in registry.classes
+        ),
+    )

@@ -1,0 +1,179 @@
+"""A deployed model learns another place: in a branch of its own, or in one that it has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from untrained import picture
+
+import everseg
+from everseg.deploy.bundle import Contents, open_bundle, write_bundle
+from everseg.deploy.extend import Place, _Asked
+from everseg.labels import LabelSpace
+from everseg.models.build import deeplabv3_tiny
+from everseg.progress import Progress
+from everseg.runs.commit import load_tensors
+from everseg.runs.model_edits import with_branch
+from everseg.runs.model_folder import load_model
+from everseg.runs.run_folder import RunFolder
+from saying import must_say
+
+FEW = ["data.workers=0", "train.max_iterations=3", "train.lr=0.02", "report=false", "--no-onnx"]
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch, deployed) -> Path:
+    """A working folder with a copy of the deployed bundle, which knows red and green."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(deployed, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture(scope="session")
+def two_branches(deployed, tmp_path_factory) -> Path:
+    """The deployed bundle with a second branch, whose classifier gives red where the first gives green."""
+    model, about = load_model(deployed)
+    about = with_branch(model, about, "line", "default")
+    head = model.head("line").classifiers[0]
+    with torch.no_grad():
+        for weight in (head.weight, head.bias):
+            weight.copy_(weight[[0, 2, 1]])
+    contents = Contents(
+        model, about.spaces, form=about.form, domains=about.domains, steps=[0, 0], before=about.registry,
+        lineage={"steps": 1},
+    )  # fmt: skip
+    return write_bundle(tmp_path_factory.mktemp("several") / "bundle", contents, onnx=False).path
+
+
+@pytest.mark.parametrize("per_branch", ["head", "norm", "decoder"])
+def test_a_branch_begins_as_a_copy(tmp_path, per_branch):
+    """Every weight and statistic of the origin, so the logits are bit-equal; random numbers stay as they were."""
+    model = deeplabv3_tiny(widths=[8, 8, 8, 8], per_branch=per_branch)
+    model.grow({"day": 3})
+    model.grow({"day": 1})
+    image = torch.from_numpy(picture(48, 64).transpose(2, 0, 1).copy())[None] / 255.0
+    model.train()(
+        torch.cat([image, image.flip(3)])
+    )  # the running statistics move away from those of a fresh norm
+    model.eval()
+    spaces = {"day": LabelSpace(((0, 1, 2), (3,)), ("background", "road", "sky", "car"))}
+    about = load_model(write_bundle(tmp_path / "one", Contents(model, spaces), onnx=False).path)[1]
+    drawn = torch.get_rng_state()
+    two = with_branch(model, about, "dusk", "day")
+    assert torch.equal(torch.get_rng_state(), drawn)
+    day, dusk = (out.logits for out in model(image).values())
+    assert torch.equal(day, dusk)
+    assert two.spaces["dusk"] == two.spaces["day"]
+    assert two.domains == {"day": "day", "dusk": "dusk"}
+    assert two.registry is not None
+    assert {one.branches for one in two.registry.classes} == {("day", "dusk")}
+    # and it is read back as it is
+    contents = Contents(model, two.spaces, domains=two.domains, before=two.registry, steps=[0] * 4)
+    path = write_bundle(tmp_path / "two", contents, onnx=False).path
+    assert torch.equal(load_model(path)[0].eval()(image)["dusk"].logits, dusk)
+
+
+def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, old_data, call):
+    """The data label forklifts and red. With --how quick no weight of the old branch moves."""
+    line = ("extend", at, "--data", old_data, "--add", "forklift", "--domain", "dusk", "--how", "quick", *FEW)
+    code, out, err = call(*line, "--json", "--keep-each-at-least", "1")
+    assert code == 0, err
+    must_say(err, "dusk", "branch of its own", "'default'")
+    told = json.loads(out)
+    old, new = open_bundle(at), open_bundle("bundle-v2")
+    before, after = (load_tensors(one.path / "model.safetensors") for one in (old, new))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert told["kept"]["share"] == pytest.approx(1)
+    assert {one.split(":")[0] for one in told["kept"]["classes"]} == {"background", "red", "green"}
+    assert new.spaces["default"] == old.spaces["default"]
+    assert new.spaces["dusk"].names == (*old.spaces["default"].names, "forklift")
+    assert new.about.domains == {"default": "default", "dusk": "dusk"}
+    assert [(one.name, one.id, one.branches) for one in new.registry.classes][1:] == [
+        ("red", 1, ("default", "dusk")),
+        ("green", 2, ("default", "dusk")),
+        ("forklift", 3, ("dusk",)),
+    ]
+    assert new.registry.classes[3].step == 1
+    (red, green) = told["on_new"]  # before: the old branch on the images of the new place
+    assert (red["name"], red["pixels"] > 0, green["pixels"]) == ("red", True, 0)
+    split = everseg.load(at)
+    assert red["before"] is not None
+    assert [one["name"] for one in told["taught"]] == ["forklift"]
+    # the model takes the name, and each branch predicts its own
+    model = everseg.load("bundle-v2")
+    image = picture(40, 40)
+    assert np.array_equal(model.predict(image, branch="default").ids, split.predict(image).ids)
+    assert model.predict(image, branch="dusk").ids.shape == (40, 40)
+
+
+def test_the_next_steps_name_the_place(two_branches, old_data, new_data, tmp_path, monkeypatch, call):
+    """Without a name it is open which branch the images take."""
+    monkeypatch.chdir(tmp_path)
+    line = ("extend", two_branches, "--data", old_data, *FEW, "-o", "next")
+    code, _, err = call(*line)
+    assert code == 2
+    must_say(err, "several branches", "default, line", "--domain")
+    code, _, err = call(*line, "--domain", "line", "--old-val", old_data)
+    assert code == 2
+    must_say(err, "--old-val", "NAME=", "default", "line")
+    code, _, err = call(*line, "--domain", "line", "--shared")
+    assert code == 2
+    must_say(err, "--shared", "'line'", "already")
+    code, _, err = call(*line, "--domain", "a.b")
+    assert code == 2
+    must_say(err, "a.b", "dots")
+    assert list(tmp_path.iterdir()) == []
+    code, out, err = call(*line, "--domain", "line", "--old-val", f"line={old_data}", "--json")
+    assert code == 0, err
+    told = json.loads(out)["kept"]
+    assert told["how"] == "estimated"  # one of the two is
+    names = set(told["classes"])
+    assert {"default: green", "line: red"} <= names
+    must_say(told["text"], "2 branches", "'default'", "estimated", "'line'", "measured")
+    shares = [
+        [one["share"] for key, one in told["classes"].items() if key.startswith(branch) and one.get("share")]
+        for branch in ("default", "line")
+    ]
+    assert told["share"] <= min(np.mean(shares[0]), 1.0) + 1e-9
+    config = RunFolder(Path("runs/next")).config()
+    assert (config.scenario.domain, config.scenario.branch, config.method.name) == (
+        "line",
+        "line",
+        "complete",
+    )
+
+
+def test_the_nearest_branch_is_the_one_that_labels_the_new_images_best(two_branches, old_data):
+    """The data label red: the first branch finds it, the second calls it green."""
+    changes = ("data.workers=0",)
+    source, told = open_bundle(two_branches), Progress(quiet=True)
+
+    def place(data: Path, *wanted: object) -> Place:
+        return _Asked(source, data, (), None, None, changes, None).at(*wanted, told).place
+
+    assert place(old_data, "dusk", None, False) == Place("dusk", "dusk", "default")
+    assert place(old_data, "dusk", "line", False) == Place("dusk", "dusk", "line")
+    assert place(old_data, "dusk", None, True) == Place("dusk", "default")
+    green = (
+        shutil.copytree(old_data.parent, old_data.parent.with_name("green"), dirs_exist_ok=True) / "data.yaml"
+    )
+    green.write_text(green.read_text().replace("red", "green"))
+    assert place(green, "dusk", None, False) == Place("dusk", "dusk", "line")
+
+
+def test_a_place_that_shares_a_branch(at, old_data, call):
+    code, out, err = call("extend", at, "--data", old_data, "--domain", "dusk", "--shared", *FEW, "--json")
+    assert code == 0, err
+    new = open_bundle("bundle-v2")
+    assert list(new.spaces) == ["default"]
+    assert new.about.domains == {"default": "default", "dusk": "default"}
+    model = everseg.load("bundle-v2")
+    image = picture(40, 40)
+    one, other = (model.predict(image, branch=name).ids for name in ("default", "dusk"))
+    assert np.array_equal(one, other)
+    assert json.loads(out)["on_new"][0]["after"] is not None
