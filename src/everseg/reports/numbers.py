@@ -416,8 +416,8 @@ def image_rows(images: np.ndarray | None) -> Rows:
         return []
     found = image_statistics(images)
     return [
-        {"score": name, **{key: in_percent(found[name.lower()][key]) for key in ("mean", "median", "lowest")}}
-        for name in ("IoU", "Dice")
+        {"score": name, **{key: in_percent(found[score][key]) for key in ("mean", "median", "lowest")}}
+        for name, score in (("IoU", "iou"), ("Dice", "dice"))
     ]
 
 
