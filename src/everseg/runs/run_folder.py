@@ -235,8 +235,8 @@ class RunFolder:
 
         The caller must hold the lock of the run.
         """
-        with writing(self.path):
-            for folder in (self.path, *self.path.glob("steps/[0-9]*")):
+        for folder in (self.path, *self.path.glob("steps/[0-9]*")):
+            with writing(folder):
                 remove_leftovers(folder)
 
     def save_final(
