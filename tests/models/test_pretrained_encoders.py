@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 
 from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
+from everseg.models.adapters.transformers import describe
 from everseg.models.build import build_model, from_description
 from everseg.types import IMAGENET_MEAN, IMAGENET_STD
 from saying import must_say
@@ -184,6 +186,20 @@ def test_a_damaged_or_hostile_folder_is_told(what, error, words, tmp_path):
     damaged(tmp_path, what)
     with pytest.raises(error, match=words):
         loaded(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["depths", "hidden_sizes"])
+def test_a_folder_whose_configuration_is_larger_than_its_weights_is_told_before_it_is_built(key, tmp_path):
+    saved(tmp_path, "segformer")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: [60_000] * 4}))
+    begun, before = time.process_time(), torch.get_rng_state()
+    with pytest.raises(CheckpointError, match="weights hold"):
+        describe(str(tmp_path), {}, None, download=False)
+    assert time.process_time() - begun < 10
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    describe(str(tmp_path), {}, None, download=False)
+    assert torch.equal(torch.get_rng_state(), before), "to look draws nothing"
 
 
 def test_an_empty_folder_is_told(tmp_path):

@@ -22,6 +22,7 @@ from everseg.models.adapters.attention import plain_attention
 from everseg.models.adapters.elsewhere import from_elsewhere
 from everseg.models.blocks import check_in_channels
 from everseg.models.pretrained import WEIGHT_FILES, encoder_state, fetch, spread_channels
+from everseg.models.stored import Sizes, TooLargeError, within
 from everseg.models.tensor_file import read_tensors
 
 HIDDEN_STATES = ("mobilenet_v2", "mobilevit", "regnet", "segformer")
@@ -121,8 +122,27 @@ def describe(
             "types take any number, such as hf:segformer"
         )
     full = _full_config(kind, {**config, **given})
+    if source is not None:
+        _check_size(kind, full, source)
     chosen = _chosen(kind, full) if taps is None else taps
     return {"library": "hf", "type": kind, "config": full, "taps": chosen}, source
+
+
+def _check_size(kind: str, config: Mapping[str, Any], source: Source) -> None:
+    """See that a configuration from elsewhere describes no more than its weights, before anything is built of it.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    size = source.weights.stat().st_size
+    # A number has a byte at least, and a tensor's entry in the file dozens of them.
+    sizes = Sizes(size // 64, size)
+    try:
+        sizes.check(config, "config.json")
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), within(sizes):
+            build({"type": kind, "config": config, "taps": None})
+    except TooLargeError as error:
+        raise CheckpointError(f"model.encoder: 'hf:{source.folder}': {error}") from None
 
 
 def build(description: Mapping[str, Any]) -> nn.Module:
