@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from everseg.runs.commit import SEALED, SHA256, write_document
+from everseg.runs.commit import MANIFEST, SEALED, SHA256, _json, _self_hash, write_document
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -30,3 +30,16 @@ def put_arrays(path: Path, **arrays: Any) -> None:
     np.savez_compressed(path, **arrays)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     rewrite(path.with_name("metrics.json"), lambda stored: stored["files"].update({path.name: digest}))
+
+
+def reseal(folder: Path) -> None:
+    """Write the manifest of a committed folder anew, so that it fits the files as they are now."""
+    stored = json.loads((folder / MANIFEST).read_text())
+    files = {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name in stored["files"]
+        if (folder / name).is_file()
+        for data in [(folder / name).read_bytes()]
+    }
+    body = {"format": stored["format"], "files": files, "parent": stored["parent"]}
+    (folder / MANIFEST).write_bytes(_json({**body, "self": _self_hash(body)}))

@@ -78,8 +78,8 @@ def test_51_future_classes_in_ones_own_disjoint_lists_are_refused(tree: Path, pr
     with pytest.raises(DataError) as caught:
         steps(tree, lists=wrong, protocol=protocol)
     message = str(caught.value)
-    must_say(message, "step 0: 1 images", "later steps (tree): train1")
-    must_say(message, "step 1: 1 images", "later steps (car): train4")
+    must_say(message, "step 0: 1 image", "later steps (tree): train1")
+    must_say(message, "step 1: 1 image", "later steps (car): train4")
     assert "step 2" not in message
     assert "scenario.protocol=overlapped" in message
     assert steps(tree, lists=wrong, protocol="overlapped") == [[0, 1], [2, 4], [3]]

@@ -15,12 +15,14 @@ from domain_toy import DEEPLAB, HERE, build, domain, settings
 from safetensors.torch import load_file
 
 import everseg
+from everseg.deploy.serve import Served
 from everseg.errors import ConfigError, DataError
 from everseg.inference.domains import _table, _with_other
 from everseg.labels import LabelSpace
 from everseg.models.branch_choice import infer_branch
 from everseg.reports.baselines import drop_against_single
 from everseg.runs.commit import save_folder
+from everseg.runs.model_folder import DOMAINS
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
 
@@ -339,11 +341,29 @@ def test_branches_for_other_images_are_chosen_among_all(mdil: everseg.Run) -> No
     assert np.sum(found.confusion["toy-dusk"]) == 6 * 32 * 32
 
 
-def test_branches_that_differ_in_the_decoder_only_cannot_be_chosen(tmp_path: Path) -> None:
-    config = settings(tmp_path, data=day_and_fog(), model=DEEPLAB, train=SHORT)
-    done = everseg.run(config, quiet=True)
-    with pytest.raises(ConfigError, match="per_branch 'norm' or 'adapter'"):
-        everseg.evaluate(done.path, overrides=USER_CODE, infer_domain=True, quiet=True)
+def test_branches_that_share_the_encoder_are_chosen_by_stored_features(tmp_path: Path) -> None:
+    done = everseg.run(settings(tmp_path, data=day_and_fog(), model=DEEPLAB, train=SHORT), quiet=True)
+    model = done.folder.load_final(1)[0]
+    for light, stored in model.domain_statistics.items():
+        split = build(light=light, **FEW).splits["train"]
+        pixels = [torch.from_numpy(split.read(i)[0]).permute(2, 0, 1)[None] / 255 for i in range(len(split))]
+        measured = model if light == "fog" else done.folder.load_final(0)[0]
+        with torch.no_grad():
+            maps = [measured.encode(one)["layer1"][0].numpy() for one in pixels]
+        found = np.stack([np.concatenate([map.mean((1, 2)), map.std((1, 2))]) for map in maps])
+        assert stored.count == len(split)
+        np.testing.assert_allclose(stored.mean, found.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(stored.covariance, np.cov(found.T, bias=True), rtol=1e-3, atol=1e-6)
+    result = everseg.evaluate(done.path, overrides=USER_CODE, infer_domain=True, quiet=True)
+    assert result.accuracy == 1
+    bundle = everseg.export(done.path, tmp_path / "bundle", onnx=False).path
+    assert (bundle / DOMAINS).read_bytes() == (done.folder.final(1) / DOMAINS).read_bytes()
+    pixels = build(light="fog", **FEW).splits["val"].read(0)[0]
+    assert everseg.load(bundle).predict(pixels, infer_domain=True).branch == "fog"
+    served = Served(bundle)
+    assert served.branches == ("day", "fog", "auto")
+    assert served.predict(pixels, "auto")["domain"] == "fog"
+    assert served.predict(pixels, "day")["domain"] == "day"
 
 
 # ---------------------------------------------------------------- what is refused

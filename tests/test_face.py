@@ -23,11 +23,15 @@ from everseg.data.proposal.describe import Proposal, Values
 from everseg.data.proposal.guess import Guess
 from everseg.data.verbs import ClassWeight, Downloaded, NewDescription, Weights
 from everseg.deploy.adopt import Adopted
+from everseg.deploy.bench import Bench, Form
+from everseg.deploy.browser import BrowserPage
 from everseg.deploy.bundle import Bundle, Contents, write_bundle
 from everseg.deploy.diff import Became, Difference, ImageDifference
 from everseg.deploy.extend import Extension, Preview
 from everseg.deploy.history import Ancestor, History, Rollback
+from everseg.deploy.hub import Pulled, Pushed
 from everseg.deploy.old_classes import Gate, Kept
+from everseg.deploy.sign import Signed, Verified
 from everseg.display import OnceADictionary, Result
 from everseg.engine.rescore import Scores, StepScores
 from everseg.inference.predict import Prediction, Predictions, WrittenPrediction
@@ -67,6 +71,7 @@ ONLY_OPTIONS = {
     "data init": {"yes": "Python never asks unless told to (ask)"},
 }
 ONLY_ARGUMENTS = {
+    "sign": {"password": "the command line asks for it where the key's file is encrypted"},
     "run": {"sections": "further settings as keywords; on the command line all settings are KEY=VALUE"},
     "show": {"sections": "as for run"},
     "sweep": {"on": "--ray, --slurm"},
@@ -264,6 +269,12 @@ def results(folder: Path) -> dict[str, Result]:
               "scores": {HOSTILE: {"miou": {"old": 0.5}}}},),
             (Ancestor(1, HOSTILE, Path(HOSTILE)), Ancestor(1, HOSTILE, None)),
         ),
+        "Bench": Bench(Path(HOSTILE), (32, 48), 1, 4, (Form(HOSTILE, 1, 0.1, 0.1, 0.1, 9.0, 1, 5),), (HOSTILE,)),
+        "BrowserPage": BrowserPage(Path(HOSTILE), 1, "fp32"),
+        "Pushed": Pushed(Path(HOSTILE), HOSTILE, HOSTILE, HOSTILE, 1, (HOSTILE,)),
+        "Pulled": Pulled(made, HOSTILE, HOSTILE, (HOSTILE,)),
+        "Signed": Signed(Path(HOSTILE), HOSTILE, Path(HOSTILE)),
+        "Verified": Verified(Path(HOSTILE), HOSTILE, 1, None, (HOSTILE,), (HOSTILE,)),
         "Rollback": Rollback(Path(HOSTILE), Ancestor(1, HOSTILE, Path(HOSTILE)), True),
         "Difference": Difference(
             HOSTILE, HOSTILE, (ImageDifference(HOSTILE, 0.5, became),), 0.5, became, (HOSTILE,), (HOSTILE,),

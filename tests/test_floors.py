@@ -166,9 +166,10 @@ def test_torchvision_is_never_imported() -> None:
 def test_public_names() -> None:
     """What others rely on; removing a name needs a deprecation, adding one a line here."""
     assert sorted(everseg.__all__) == [
-        "LabelPolicy", "LabelSpace", "Method", "Run", "__version__", "adopt", "compare", "data", "demo", "diff",
-        "env", "evaluate", "export", "extend", "features", "history", "interop", "load", "losses", "metrics", "predict",
-        "preview", "report", "rollback", "run", "scenarios", "serve", "show", "sweep",
+        "LabelPolicy", "LabelSpace", "Method", "Run", "__version__", "adopt", "bench", "compare", "data", "demo",
+        "diff", "env", "evaluate", "export", "extend", "features", "history", "interop", "load", "losses", "metrics",
+        "page", "predict", "preview", "pull", "push", "report", "rollback", "run", "scenarios", "serve", "show", "sign",
+        "sweep", "verify",
     ]  # fmt: skip
     for name in everseg.__all__:
         assert getattr(everseg, name) is not None

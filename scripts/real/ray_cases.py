@@ -184,7 +184,9 @@ class Bench:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                if b"run" in words and b"everseg" in words and (folder / "cwd").resolve() == self.project:
+                relay = words[1:2] == [b"-c"]  # it starts the run and waits for it
+                ours = not relay and (folder / "cwd").resolve() == self.project
+                if b"run" in words and b"everseg" in words and ours:
                     found.append(int(folder.name))
             except OSError:
                 continue
@@ -315,7 +317,7 @@ def dead_worker(bench: Bench) -> str:
     process = bench.start(*SWEEP, "--out", "runs/worker", "--ray")
     bench.at_work("runs/worker")
     victim = bench.training()[0]
-    os.kill(bench.parent(victim), signal.SIGKILL)
+    os.kill(bench.parent(bench.parent(victim)), signal.SIGKILL)  # behind the relay
     killed = time.monotonic()
     bench.until("the orphan ended", lambda: not Path(f"/proc/{victim}").exists(), 120)
     gone = time.monotonic() - killed

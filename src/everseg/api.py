@@ -22,13 +22,17 @@ from everseg.config.fields import RunConfig
 from everseg.config.loading import load as load_config
 from everseg.config.loading import to_json
 from everseg.deploy.adopt import adopt
+from everseg.deploy.bench import bench
+from everseg.deploy.browser import page
 from everseg.deploy.bundle import Bundle
 from everseg.deploy.diff import diff
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, extend, preview
 from everseg.deploy.history import history, rollback
+from everseg.deploy.hub import pull, push
 from everseg.deploy.reclass import ClassChanges
 from everseg.deploy.serve import serve
+from everseg.deploy.sign import sign, verify
 from everseg.display import OnceADictionary, Piece, Result, in_percent, printable
 from everseg.engine.rescore import Scores, evaluate, stored_config
 from everseg.engine.run import execute
@@ -53,9 +57,10 @@ from everseg.runs.run_folder import RunFolder
 from everseg.sweeps.sweep import sweep
 
 __all__ = [
-    "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "diff", "env",
+    "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "bench", "compare", "demo", "diff", "env",
     "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features", "history",
-    "import_mdil", "import_mib", "load", "predict", "preview", "report", "rollback", "run", "serve", "show", "sweep",
+    "import_mdil", "import_mib", "load", "page", "predict", "preview", "pull", "push", "report", "rollback", "run",
+    "serve", "show", "sign", "sweep", "verify",
 ]  # fmt: skip
 
 
@@ -340,18 +345,32 @@ class Model(LoadedModel):
         return extend(self.path, data=data, add=add, **options)
 
 
-def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    builder: Any = None,
+    precision: str | None = None,
+    require_signature: str | Path | None = None,
+) -> Model:
     """Load a trained model: from a run folder (its last step), from a finished step's folder, or from a bundle.
 
     Args:
         step: which step of a run; default the last.
         builder: builder of your own architecture, if the model is not a built-in one. everseg never imports it by
             itself.
+        precision: predict with a bundle's ONNX file of this precision ("fp32", "fp16", "int8"); None = with PyTorch.
+
+        require_signature: file of the public key that must have signed the bundle (`everseg sign`).
 
     Raises:
-        CheckpointError: the folder is missing or damaged, or holds no everseg model.
+        CheckpointError: the folder is missing or damaged, holds no everseg model, or is not signed with the key.
+        ConfigError: there is no ONNX file of that precision.
     """
-    return cast(Model, inference.load(path, step=step, builder=builder, kind=Model))
+    loaded = inference.load(
+        path, step=step, builder=builder, precision=precision, require_signature=require_signature, kind=Model
+    )
+    return cast(Model, loaded)
 
 
 DEMO_METHODS = ("ft", "mib", "joint")

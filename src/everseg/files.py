@@ -81,7 +81,7 @@ def check_regular(path: Path, *, root: Path | None = None) -> None:
         UnreadableError: missing, not allowed, no regular file, or outside `root`.
     """
     try:
-        if root is not None and not path.resolve(strict=True).is_relative_to(root.resolve()):
+        if root is not None and not path.resolve(strict=True).is_relative_to(real_path(root)):
             raise UnreadableError(f"it is a link that leads out of {root}")
         if not stat.S_ISREG(path.stat().st_mode):
             raise UnreadableError("it is not a regular file")
@@ -89,6 +89,21 @@ def check_regular(path: Path, *, root: Path | None = None) -> None:
         raise UnreadableError(error.strerror or str(error)) from None
     except (ValueError, RuntimeError) as error:  # a NUL in the name; a loop of links
         raise UnreadableError(str(error)) from None
+
+
+def real_path(path: Path | str) -> Path:
+    r"""Where a file or folder really is, links followed, as `Path.resolve` says it, but without its errors.
+
+    For a loop of links and a NUL in a name that raises what is no error of the operating system (RuntimeError,
+    ValueError). Here the path comes back as it is: to open it says what is wrong.
+
+    >>> real_path("a\0b").name
+    'a\\x00b'
+    """
+    try:
+        return Path(path).resolve()
+    except (RuntimeError, ValueError):
+        return Path(path).absolute()
 
 
 def size_text(number: int) -> str:

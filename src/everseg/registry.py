@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from everseg.errors import ConfigError, near_miss, some
+from everseg.files import real_path
 
 
 class Builtin(NamedTuple):
@@ -324,7 +325,7 @@ def _from_package(kind: str, module_name: str) -> Any:
 
 
 def _from_file(kind: str, file_name: str) -> Any:
-    path = Path(file_name).expanduser().resolve()
+    path = real_path(Path(file_name).expanduser())
     if not path.is_file():
         raise ConfigError(f"{kind}: no file '{file_name}' (looked in {path.parent})")
     module_name = f"everseg_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"

@@ -100,8 +100,8 @@ BEFORE: list[tuple[Callable[[Path], None], int, tuple[str, ...]]] = [
     (_no_folder, 2, ("data/data.yaml", "no such file")),
     (_no_image_folder, 3, ("images/train", "data.yaml")),
     (_no_mask_folder, 3, ("masks/train", "check the folder")),
-    (_without_mask, 3, ("1 images without mask: images/train/a_1.png", "Add the missing files")),
-    (_without_image, 3, ("1 images without mask: images/val/b_0.png", "1 masks without image: masks/val/a_0.png")),
+    (_without_mask, 3, ("1 image without mask: images/train/a_1.png", "Add the missing files")),
+    (_without_image, 3, ("1 image without mask: images/val/b_0.png", "1 mask without image: masks/val/a_0.png")),
     (_empty_split, 3, ("split 'val'", "is empty", "check the folder")),
     (_empty_mask, 3, ("masks/train/a_2.png", "is empty (0 bytes)", "restore the file")),
     (_text_mask, 3, ("masks/train/a_2.png", "is text, not a picture", "restore the file")),
@@ -193,7 +193,7 @@ def test_lists_that_name_missing_files_are_refused(everseg: Everseg, tmp_path: P
     refused(
         everseg("run", "camvid-6-5-mib", "data.root=camvid"),
         3,
-        "1 images without mask: train/0001TP_006690.png",
+        "1 image without mask: train/0001TP_006690.png",
     )
     assert not (tmp_path / "runs").exists()
 

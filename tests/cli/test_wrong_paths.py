@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import everseg
 from everseg.runs.place import what_is
 from saying import must_say
 
@@ -66,3 +68,39 @@ def test_another_kind_of_folder_is_named_with_what_makes_the_right_one(call, her
             must_say(call(*line)[2], data, facts)
     must_say(call("export", "bundle")[2], "a bundle already")
     must_say(call("export", "runs/signs/steps/01/final")[2], "--out", "model folder")
+
+
+LOOPS = [
+    ["run", "loop.yaml"], ["show", "loop.yaml"], ["run", "base.yaml"], ["data", "check", "loop.yaml"],
+    ["data", "check", "loop.py:x"], ["predict", "bundle", "photos", "-o", "loop"],
+    ["predict", "bundle", "photos", "-o", "loop/x"], ["predict", "bundle", "loop", "-o", "out"],
+    ["run", "demo-mib", "method=loop.py:X"], ["serve", "bundle", "--model", "loop.py:x"],
+    ["export", "runs/signs", "-o", "loop/x"], ["compare", "loop"], ["report", "loop"], ["history", "loop"],
+    ["run", "data\0.yaml"], ["predict", "bundle", "photos", "-o", "a\0"], ["data", "init", "a\0"], ["report", "\0"],
+]  # fmt: skip
+"""Words with a loop of links or a NUL, for which Python raises what is no error of the operating system."""
+
+
+@pytest.mark.parametrize("words", LOOPS, ids=lambda words: repr(" ".join(words)))
+def test_a_loop_of_links_and_a_nul_are_an_error_for_people(call, here, words):
+    for name in ("loop", "loop.yaml", "loop.py"):
+        Path(name).symlink_to(name)
+    Path("base.yaml").write_text("base: loop.yaml\n")
+    code, _, err = call(*words)
+    assert code in (2, 3, 4), err
+    assert "fault of everseg" not in err
+
+
+def test_only_one_function_asks_where_a_path_really_is():
+    """`Path.resolve` raises RuntimeError for a loop of links, ValueError for a NUL. Strict, it is caught."""
+    found = []
+    for path in sorted(Path(everseg.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "resolve"
+            )
+            if called and not node.args and not node.keywords and "__file__" not in ast.unparse(node):
+                found.append(f"{path.name}: {ast.unparse(node)}")
+    assert found == ["files.py: Path(path).resolve()"]

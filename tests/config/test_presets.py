@@ -14,6 +14,7 @@ from everseg.config import presets
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, load
 from everseg.errors import ConfigError
+from saying import must_say
 
 
 def test_every_preset_loads_and_its_method_has_every_hyper_parameter() -> None:
@@ -473,3 +474,44 @@ def test_what_has_no_command_is_not_listed() -> None:
     listed = presets.names()
     assert {"voc-15-1-dkd-m", "voc-15-1-star-m", "ade-100-50-dkd-m", "ade-100-50-star"} <= {*listed}
     assert "ade-100-50-star-m" not in listed
+
+
+# What the encoders' authors state for ADE20K: learning rate, weight decay, decay by layer, factor of the head, frozen.
+AUTHORS = {
+    "swin-b": (6e-5, 0.01, None, 1.0, False),
+    "mit-b2": (6e-5, 0.01, None, 10.0, False),
+    "vit-b": (1e-4, 0.05, 0.65, 1.0, False),
+    "convnext-t": (1e-4, 0.05, 0.9, 1.0, False),
+    **{f"dinov{k}-{size}": (1e-3, 1e-4, None, 1.0, True) for k in (2, 3) for size in "sb"},
+}
+
+
+@pytest.mark.parametrize("network", presets.networks())
+def test_networks_of_later_papers_train_as_their_authors_say(network: str) -> None:
+    plain, config = load("voc-15-1-plop"), load(f"voc-15-1-plop@{network}")
+    train, frozen = config.train, config.method.options.get("freeze_encoder", False)
+    found = (train.lr, train.weight_decay, train.layer_decay, train.lr_factors.heads, frozen)
+    assert found == AUTHORS[network]
+    assert (train.optimizer, train.batch, train.power) == ("adamw", 16, 1.0)
+    assert train.lr_next == pytest.approx(train.lr / 10)
+    assert train.warmup_share == (1500 / 40000 if frozen else pytest.approx(1500 / 160000, rel=0.1))
+    assert (config.scenario, config.data) == (plain.scenario, plain.data)
+    assert plain.method.options | config.method.options == config.method.options
+    assert (config.model.encoder or "").partition(":")[0] in ("hf", "timm")
+    assert config.model.output_stride is None  # nothing of the preset's own network is left
+    assert config.name == f"voc-15-1-plop@{network}"
+    assert presets.is_preset(config.name)
+
+
+def test_networks_stand_behind_presets_of_new_classes_only() -> None:
+    with pytest.raises(ConfigError) as error:
+        load("voc-15-1-plop@swinb")
+    must_say(error.value, "swinb", "swin-b", "convnext-t")
+    for name in ("voc-15-1-rcil@swin-b", "voc-15-1-mbs@swin-b", "cs-bdd-mdil@swin-b"):
+        with pytest.raises(ConfigError) as error:
+            load(name)
+        must_say(error.value, name, "model.encoder")
+    with pytest.raises(ConfigError, match="voc-15-1-mib"):
+        load("voc-15-1-mibb@swin-b")
+    assert not presets.is_preset("voc-15-1-mib@other")
+    assert presets.split("a@b-mib") == ("a@b-mib", "")

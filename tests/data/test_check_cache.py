@@ -205,7 +205,7 @@ def test_the_command_writes_and_honours_lists_and_locks(
     code, out, err = call("data", "check", "data.yaml", "--write-skiplist", "bad.txt")
     assert code == 3
     assert "ERROR unpaired (1)" in out
-    assert "1 faulty samples" in err
+    assert "1 faulty sample" in err
     assert "data.options.skip=bad.txt" in err
     assert (tmp_path / "bad.txt").read_text() == "train\ta_1\n"
     code, out, err = call(

@@ -104,7 +104,7 @@ def test_packed_text_by_hand() -> None:
     [
         ([1, 2], "3 pixels"), ([13, -1], "negative"), ([1, "x"], "whole"), ([1.5, 10.5], "whole"),
         ([True, 11], "whole"), ([2**70, 1], "whole"), ([2**52, 2**52], "pixels for"), (7, "whole"),
-        ("1", "1 pixels"), ("11O", "negative"), ("\x00", "hold"), ("\u0101", "hold"), ("X", "break off"),
+        ("1", "1 pixel"), ("11O", "negative"), ("\x00", "hold"), ("\u0101", "hold"), ("X", "break off"),
         ("P" * 7 + "0", "hold"), ("PPPPPPO", "negative"), ("", "0 pixels"), ([], "0 pixels"),
         ("1" + "ooooo?" * 4000, "pixels for|negative"),
     ],

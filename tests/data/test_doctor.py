@@ -144,7 +144,7 @@ def test_undeclared_ids_with_pixel_counts_and_a_fitting_remedy(folder):
     Image.fromarray(np.array([[0, 1, 9], [9, 7, 2]], np.uint8)).save(folder.mask("val", "v0"))
     finding = only(folder.check(), "undeclared-id")
     assert (finding.split, finding.sample) == ("val", "v0")
-    assert finding.message == "id 7 (1 pixels), id 9 (2 pixels); declared: 0-2, 255"
+    assert finding.message == "id 7 (1 pixel), id 9 (2 pixels); declared: 0-2, 255"
     assert "Declare these ids" in finding.remedy
 
 

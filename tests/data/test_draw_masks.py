@@ -288,11 +288,11 @@ def test_the_command_says_what_it_did_and_fails_where_files_were_refused(
 ) -> None:
     annotate(tmp_path, "train/1/a")
     code, out, err = call("data", "prepare", "cityscapes", tmp_path)
-    assert (code, out.startswith("1 masks written, 0 kept, 0 files refused in ")) == (0, True)
+    assert (code, out.startswith("1 mask written, 0 kept, 0 files refused in ")) == (0, True)
     assert "preparing cityscapes  1/1" in err
     bad = annotate(tmp_path, "train/1/b", label="ufo")
     code, out, err = call("data", "prepare", "cityscapes", tmp_path)
-    assert (code, out.startswith("0 masks written, 1 kept, 1 files refused in ")) == (3, True)
+    assert (code, out.startswith("0 masks written, 1 kept, 1 file refused in ")) == (3, True)
     assert f"{bad}: " in err
     assert "'ufo'" in err
     assert "--skip-unknown" in err

@@ -219,7 +219,7 @@ def test_undeclared_ids_name_every_file_id_and_pixel_count_also_from_the_cache(t
             index.class_counts(MemorySplit(masks), LABELS, cache_dir=tmp_path)
         text = str(error.value)
         assert "img001: id 7 (2 pixels)" in text
-        assert "img004: id 7 (1 pixels), id 9 (1 pixels)" in text
+        assert "img004: id 7 (1 pixel), id 9 (1 pixel)" in text
         assert "declared: 0-3, 255" in text
         assert "2 of 6 masks" in text
         assert "img000" not in text

@@ -164,7 +164,7 @@ def test_a_category_that_coco_leaves_out_is_named_by_init_and_check_and_before_t
 def test_coco_missing_images_are_all_named_or_left_out(tmp_path: Path) -> None:
     coco_tree(tmp_path, coco())
     (tmp_path / "images/p1.png").unlink()
-    with pytest.raises(DataError, match=r"1 images.* exist.*p1"):
+    with pytest.raises(DataError, match=r"1 image.* exist.*p1"):
         load("coco", tmp_path)
     dataset = load("coco", tmp_path, on_missing="skip", split={"val": 0})
     assert ids(dataset.splits["train"]) == ["p0", "p2", "p3"]

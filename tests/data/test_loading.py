@@ -276,7 +276,7 @@ def test_the_shares_of_the_ranks_make_up_the_batches_of_each_branch() -> None:
 
 def test_a_branch_with_fewer_images_than_processes_is_named() -> None:
     views = [view(Memory(6, "a"), branch="day"), view(Memory(1, "b"), branch="dusk")]
-    with pytest.raises(DataError, match=r"step 1.* 1 images.*'dusk'.* 2 processes"):
+    with pytest.raises(DataError, match=r"step 1.* 1 image.*'dusk'.* 2 processes"):
         train_domains(views, world=2)
 
 

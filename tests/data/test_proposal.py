@@ -182,7 +182,7 @@ def test_names_are_found_beside_the_data_and_checked(tmp_path: Path) -> None:
     trees.write(tmp_path / "data/classes.txt", "road\ntree: old\n")
     assert init(tmp_path / "data")[0]["classes"] == ["background", "road", "tree: old"]
     for names, message in (
-        (["a"], "1 names for 2 classes"), (["a", "A"], "of its own"), (["a", "ignore"], "other than 'ignore'"),
+        (["a"], "1 name for 2 classes"), (["a", "A"], "of its own"), (["a", "ignore"], "other than 'ignore'"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             init(tmp_path / "data", names)
@@ -194,7 +194,7 @@ def test_folders_that_say_nothing_are_refused_with_what_was_found(tmp_path: Path
         propose(tmp_path / "empty")
     trees.save(tmp_path / "a/one/x.png", trees.image_of(0))
     trees.save(tmp_path / "a/two/y.png", trees.image_of(0))
-    with pytest.raises(DataError, match=r"one/ \(1 pictures\), two/ \(1 pictures\)"):
+    with pytest.raises(DataError, match=r"one/ \(1 picture\), two/ \(1 picture\)"):
         propose(tmp_path / "a")
     for i in range(2):
         trees.save(tmp_path / f"b/images/{i}.jpg", trees.image_of(0))

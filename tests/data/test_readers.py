@@ -333,7 +333,7 @@ def test_all_missing_partners_are_counted_and_twenty_named(tmp_path: Path) -> No
     assert "lonely_19.png" in message
     assert "lonely_20.png" not in message
     assert "and 5 more" in message
-    assert "1 masks without image: trainannot/orphan.png" in message
+    assert "1 mask without image: trainannot/orphan.png" in message
 
 
 def test_files_pair_by_stem_whatever_the_case_of_their_endings(tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def test_untidy_lists_are_understood(tmp_path: Path) -> None:
     assert _ids(split) == ["2007_000039", "2007_000032", "2008_000008", "2008_000015"]
     assert split.mask_path(1).name == "2007_000032.png"
     assert len(split.warnings) == 1
-    assert "1 duplicate entries" in split.warnings[0]
+    assert "1 duplicate entry" in split.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_untidy_lists_are_understood(tmp_path: Path) -> None:
 def test_list_entries_that_leave_the_folder_are_refused(tmp_path: Path, entry: str) -> None:
     base = trees.voc(tmp_path)
     trees.write(base / "ImageSets/Segmentation/train.txt", f"2007_000032\n{entry}\n")
-    with pytest.raises(DataError, match="1 entries lead out"):
+    with pytest.raises(DataError, match="1 entry leads out"):
         voc.build(base)
 
 

@@ -182,16 +182,16 @@ def test_cityscapes_unpaired_files_are_reported(tmp_path: Path) -> None:
     (base / f"{name}_polygons.json").unlink()
     with pytest.raises(DataError) as caught:
         cityscapes.build(base)
-    assert "1 images without mask: leftImg8bit/train/aachen/aachen_000001_000019_leftImg8bit.png" in str(
+    assert "1 image without mask: leftImg8bit/train/aachen/aachen_000001_000019_leftImg8bit.png" in str(
         caught.value
     )
-    assert "1 masks without image: gtFine/train/aachen/" in str(caught.value)
+    assert "1 mask without image: gtFine/train/aachen/" in str(caught.value)
 
 
 def test_cityscapes_pairs_by_name_not_by_position(tmp_path: Path) -> None:
     base = _cityscapes(tmp_path)
     shutil.move(base / "leftImg8bit/train/aachen", base / "leftImg8bit/train/zurich")
-    with pytest.raises(DataError, match="1 images without mask: leftImg8bit/train/zurich/aachen_000001"):
+    with pytest.raises(DataError, match="1 image without mask: leftImg8bit/train/zurich/aachen_000001"):
         cityscapes.build(base)
 
 
@@ -232,8 +232,8 @@ def test_bdd100k_missing_partners_are_reported(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError) as caught:
         bdd100k.build(base)
-    assert "1 images without mask: images/10k/train/0b000000-00000000.jpg" in str(caught.value)
-    assert "1 masks without image: labels/sem_seg/masks/train/0a0a0b1a-7c39d841.png" in str(caught.value)
+    assert "1 image without mask: images/10k/train/0b000000-00000000.jpg" in str(caught.value)
+    assert "1 mask without image: labels/sem_seg/masks/train/0a0a0b1a-7c39d841.png" in str(caught.value)
 
 
 def test_bdd100k_label_ids_are_recognised(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_idd_unites_both_parts_whose_names_may_coincide(tmp_path: Path) -> None:
 def test_idd_of_both_endings_for_one_frame_is_ambiguous(tmp_path: Path) -> None:
     base = _idd(tmp_path, "leftImg8bit.jpg")
     trees.save(base / "leftImg8bit/train/201/frame0029_image.png", trees.image_of(0))
-    with pytest.raises(DataError, match=r"1 names .*frame0029_image\.png and .*frame0029_leftImg8bit\.jpg"):
+    with pytest.raises(DataError, match=r"1 name .*frame0029_image\.png and .*frame0029_leftImg8bit\.jpg"):
         idd.build(base)
 
 

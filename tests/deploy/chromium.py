@@ -88,11 +88,11 @@ class Page:
             time.sleep(0.05)
         raise AssertionError(f"never true: {expression}; console: {self.console}")
 
-    def choose_file(self, selector: str, path: Path) -> None:
+    def choose_file(self, selector: str, *paths: Path) -> None:
         """What a person does in the file dialogue."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+        self.call("DOM.setFileInputFiles", nodeId=node, files=list(map(str, paths)))
 
     def drop_file(self, path: Path, x: float, y: float) -> None:
         """Drag a file over the page and drop it."""

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from constant_model import constant
-from PIL import Image
+from PIL import Image, ImageFont
 
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
-from everseg.deploy.diff import Became, diff
+from everseg.deploy.diff import Became, diff, shortened
 from everseg.errors import CheckpointError, ConfigError, DataError
 
 
@@ -85,3 +85,14 @@ def test_what_cannot_be_compared_is_told(deployed, tmp_path, photos):
         diff(deployed, deployed, tmp_path / "nothing", quiet=True)
     with pytest.raises(CheckpointError):
         diff(deployed, tmp_path / "nothing", photos, quiet=True)
+
+
+def test_long_names_of_bundles_do_not_run_into_each_other_on_the_sheet():
+    """Their ends tell them apart, so the middle is left out."""
+    font = ImageFont.load_default(size=14)
+    names = [f"warehouse-robot-camera-front-bundle-v{n}" for n in (11, 12)]
+    short = [shortened(name, 120, font) for name in names]
+    assert all(font.getlength(name) <= 120 for name in short)
+    assert [name[-2:] for name in short] == ["11", "12"]
+    assert all(name.startswith("ware") for name in short)
+    assert shortened("bundle-v2", 120, font) == "bundle-v2"

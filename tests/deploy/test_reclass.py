@@ -140,6 +140,8 @@ def test_a_preview_writes_nothing(at, call):
     ):
         must_say(out, *facts)
     assert [path.name for path in at.parent.iterdir()] == ["bundle"]
+    (at.parent / "bundle-v2").mkdir()  # whatever lies at the next name
+    assert call(*line)[0] == 0
 
 
 def test_what_cannot_be_is_said_at_once(at, call):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import threading
+import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -254,6 +257,57 @@ def test_an_example_is_at_hand_and_the_mask_can_be_taken_along(page, server, bun
     clean(page, server)
 
 
+def test_several_images_become_a_zip_that_compares_the_bundles(page, server, bundles, photo, tmp_path):
+    whole = Image.open(photo).convert("RGB")
+    for name, image in (
+        ("=a.png", whole),
+        ("b.png", whole.rotate(180)),
+        ("c.png", whole.crop((0, 0, 64, 48))),
+    ):
+        image.save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    names = ["=a.png", "b.png", "notes.txt", "c.png"]
+    page.choose_file("#file", *(tmp_path / name for name in names))
+    page.wait("!document.getElementById('zip').hidden")
+    assert page.script("document.getElementById('doing').textContent").startswith("3 of 4 ")
+    assert "notes.txt" in page.script("document.getElementById('problems').textContent")
+    page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    click(page, "#zip")
+    until = time.monotonic() + 20
+    while not (taken := tmp_path / "everseg-results.zip").is_file():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    with zipfile.ZipFile(taken) as archive:
+        assert archive.testzip() is None
+        found = {name: archive.read(name) for name in archive.namelist()}
+    stems = ["=a", "b", "c"]
+    masks = {f"masks-{letter}/{stem}.png" for letter in "ab" for stem in stems}
+    assert set(found) == masks | {"shares.csv", "differences.csv", "problems.txt"}
+    models = [everseg.load(path) for path in bundles]
+    rows = list(csv.DictReader(io.StringIO(found["shares.csv"].decode())))
+    differ = {}
+    for stem in stems:
+        ids = [model.predict(tmp_path / f"{stem}.png").ids for model in models]
+        differ[stem] = int((ids[0] != ids[1]).sum())
+        for letter, expected_ids, path in zip("ab", ids, bundles, strict=True):
+            mask = np.asarray(Image.open(io.BytesIO(found[f"masks-{letter}/{stem}.png"])))
+            assert (mask == expected_ids).all(), "the ids of a fresh bundle are its outputs"
+            own = [row for row in rows if row["image"].lstrip("'") == stem and row["bundle"] == path.name]
+            assert {int(row["class id"]): int(row["pixels"]) for row in own} == dict(
+                zip(*map(np.ndarray.tolist, np.unique(mask, return_counts=True)), strict=True)
+            )
+    told = list(csv.DictReader(io.StringIO(found["differences.csv"].decode())))
+    assert {row["image"].lstrip("'"): int(row["pixels that differ"]) for row in told} == differ
+    assert not any(row["image"].startswith("=") for row in rows), "no formula"
+    shown = page.script("document.querySelector('#images td').textContent")
+    assert shown == max(
+        stems, key=lambda stem: differ[stem] / np.asarray(Image.open(tmp_path / f"{stem}.png"))[..., 0].size
+    )
+    show(page, photo)
+    assert page.script("document.getElementById('batch').hidden"), "one image is shown as before"
+    clean(page, server)
+
+
 def test_what_is_no_picture_is_told(page, tmp_path, photo):
     show(page, photo)
     (tmp_path / "notes.txt").write_text("no picture")
@@ -288,7 +342,7 @@ def test_the_keyboard_reaches_everything(page, photo):
     for _ in range(14):
         page.press("Tab", 9)
         reached.append(page.script("document.activeElement.id || document.activeElement.type || 'link'"))
-    assert reached[:5] == ["file", "example", "radio", "opacity", "checkbox"]
+    assert reached[:6] == ["file", "example", "pick", "radio", "opacity", "checkbox"]
     assert {"all", "none", "canvas0"} <= set(reached)
     unnamed = """[...document.querySelectorAll("input, select, button")].filter(e =>
       !(e.labels && e.labels.length && e.labels[0].textContent.trim()) && !e.textContent.trim()).length"""

@@ -121,7 +121,9 @@ class Contract:
         with torch.no_grad():
             logits = model.eval()(given)["default"].logits[0]
         save_file(state, self.place / "w.safetensors")
-        save_file({"image": torch.from_numpy(image), "logits": logits}, self.place / "r.safetensors")
+        save_file(
+            {"image": torch.from_numpy(image), "logits": logits.contiguous()}, self.place / "r.safetensors"
+        )
         everseg.adopt(
             self.place / "w.safetensors", arch=self.encoder, classes=NAMES[: len(logits)],
             out=self.place / "adopted", reference=self.place / "r.safetensors", onnx=False,
@@ -131,14 +133,16 @@ class Contract:
     def _adopts_network(self, kind: str) -> str:
         import transformers
 
-        config = transformers.AutoConfig.for_model(kind, **TYPES[kind])
+        # Of a FocalNet the library takes these for the channels of its maps; nothing else reads them.
+        own = {"hidden_sizes": [16, 32, 64, 64]} if kind == "focalnet" else {}
+        config = transformers.AutoConfig.for_model(kind, **TYPES[kind] | own)
         if kind in WHOLE:
             name = WHOLE[kind]
             for key, value in {"out_indices": [2, 4, 6, 8], "pool_scales": [1, 2]}.items():
                 if kind == "beit":
                     setattr(config, key, value)
         elif kind in transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES:
-            name, stages = "UPerNet", config.stage_names[1:]
+            name, stages = "UPerNet", [stage for stage in config.stage_names if stage != "stem"]
             config.out_features = [stages[len(stages) * (k + 1) // 4 - 1] for k in range(4)]
             channels = transformers.AutoBackbone.from_config(config).channels
             config = transformers.UperNetConfig(

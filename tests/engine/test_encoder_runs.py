@@ -12,7 +12,9 @@ from processes import complete, killed, ranks, results
 from toy import settings
 
 import everseg
+from everseg.errors import ConfigError
 from everseg.runs.model_folder import load_model
+from saying import must_say
 
 need_transformers()
 
@@ -83,3 +85,39 @@ def test_bf16_frozen_and_two_processes_run(tmp_path):
     both = configured(tmp_path, "swin", "deeplabv3", name="both", train={"epochs": 1, "epochs_next": 1})
     assert ranks(both, 2) == [0, 0]
     assert (tmp_path / "both" / "steps" / "01" / "metrics.json").exists()
+
+
+TINY = {
+    "swin-b": "swin", "mit-b2": "segformer", "vit-b": "beit", "convnext-t": "convnext", "dinov2-s": "dinov2",
+    "dinov2-b": "dinov2", "dinov3-s": "dinov3_vit", "dinov3-b": "dinov3_vit",
+}  # fmt: skip
+"""Network of the presets -> the type of a tiny one of its family."""
+
+
+@pytest.mark.parametrize(
+    "network", [name if name == "vit-b" else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
+)
+def test_networks_of_presets_train_at_reduced_size(network, tmp_path):
+    """Two steps of an iteration each; only the encoder's size and weights are others."""
+    kind = TINY[network]
+    changes = [
+        f"model.encoder=hf:{kind}", f"model.options={json.dumps({'config': TYPES[kind], 'hidden': 8})}",
+        "train.max_iterations=1", "train.batch=2", "data.options={num_train: 8, num_val: 2}", "report=false",
+        f"out={tmp_path}",
+    ]  # fmt: skip
+    run = everseg.run(f"demo-mib@{network}", overrides=changes, quiet=True)
+    final, before = (load_model(run.path / "steps" / step / "final")[0] for step in ("01", "00"))
+    moved = [not torch.equal(a, b) for a, b in zip(final.parameters(), before.parameters(), strict=False)]
+    assert any(moved)
+    encoders = [{**model.encoder.state_dict()} for model in (before, final)]
+    same = all(torch.equal(value, encoders[1][name]) for name, value in encoders[0].items())
+    assert same == network.startswith("dino")  # frozen
+
+
+def test_a_user_without_the_weights_is_told_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(ConfigError) as error:
+        everseg.run("demo-mib@swin-b", overrides=[f"out={tmp_path}"], quiet=True)
+    must_say(error.value, "hf:microsoft/swin-base-patch4-window7-224-in22k", "model.download=true")
+    assert not list(tmp_path.glob("demo*"))

@@ -209,7 +209,7 @@ def the_masks_of_predict_are_those_of_the_test(
     Image.fromarray(np.zeros((3, 5), np.uint8)).save(wrong / f"{split.id(0)}.png")
     (wrong / f"{split.id(1)}.png").unlink()
     for extra, facts in (
-        ({"proposals": wrong}, ("proposals", "1 images", f"{split.id(1)}.png")),
+        ({"proposals": wrong}, ("proposals", "1 image", f"{split.id(1)}.png")),
         ({"proposals": maps, "depth": maps}, ("depth", "proposals")),
     ):
         with pytest.raises(EversegError) as error:

@@ -87,7 +87,7 @@ def test_a_tracker_gets_the_numbers_and_the_settings_without_folders(
     fake: type[Fake], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for first in (1, 2):  # begun, and resumed
-        place = tracker(tmp_path, name="one", data={"root": "/home/someone/pictures"}, task="2-1")
+        place = tracker(tmp_path, name="one", data={"root": str(tmp_path / "someone")}, task="2-1")
         events = Events([place])
         train(events, first)
         events.close()

@@ -193,7 +193,7 @@ def test_wrong_numbers_of_names_leave_nothing_behind(tmp_path):
     torch.save(whole(original(4, 3)), tmp_path / "x.pth")
     for classes, words in (
         ([["a", "b", "c"]], "2 domains, 1 lists"),
-        ([["a", "b", "c"], ["a"]], "'domain2' has 3 outputs.* void; 1 names"),
+        ([["a", "b", "c"], ["a"]], "'domain2' has 3 outputs.* void; 1 name"),
     ):
         with pytest.raises(ConfigError, match=words):
             api.import_mdil(tmp_path / "x.pth", tmp_path / "ours", classes=classes)

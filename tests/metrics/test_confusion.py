@@ -134,13 +134,13 @@ def test_empty_matrices_have_zero_counts_and_no_scores():
 @pytest.mark.parametrize(
     ("prediction", "label", "message"),
     [
-        ([0, 1], [0, 3], r" 1 pixels.* label of 3, .*0\.\.2, or 255.*ignored$"),
+        ([0, 1], [0, 3], r" 1 pixel.* label of 3, .*0\.\.2, or 255.*ignored$"),
         ([0, 1], [-1, 254], r" 2 pixels.* label of -1, 254,"),
         ([0, 1], [256, -7], r" 2 pixels.* label of -7, 256,"),
-        ([3, 0], [0, 0], r" 1 pixels.* prediction of 3, .*0\.\.2$"),
+        ([3, 0], [0, 0], r" 1 pixel.* prediction of 3, .*0\.\.2$"),
         ([-2, 400], [0, 0], r" 2 pixels.* prediction of -2, 400, .*0\.\.2$"),
-        ([255, 0], [255, 0], r" 1 pixels.* prediction of 255, .*0\.\.2$"),
-        ([9, 0], [0, 8], r"label of 8, .*; 1 pixels.* prediction of 9"),
+        ([255, 0], [255, 0], r" 1 pixel.* prediction of 255, .*0\.\.2$"),
+        ([9, 0], [0, 8], r"label of 8, .*; 1 pixel.* prediction of 9"),
     ],
 )
 def test_values_out_of_range_raise_at_once_and_count_nothing(prediction, label, message):

@@ -63,7 +63,7 @@ def test_every_family_starts_as_the_library_has_it_and_trains_whole(kind, per_br
     again.load_state_dict(model.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize("kind", ["segformer", "convnext", "resnet", "regnet", "dinov2"])
+@pytest.mark.parametrize("kind", ["segformer", "resnet", "regnet"])
 def test_merged_into_plain_weights_a_branch_gives_the_same_maps(kind):
     model = moved(moved(two(kind), "day"), "night").eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -212,7 +212,7 @@ class Net(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, 4, 2, stride=2)
         self.dense = nn.Conv2d(4, 4, 3, stride=2, padding=2, dilation=2)
-        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.depthwise = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4)
         self.point = nn.Conv2d(4, 6, 1)
         self.other = Standardised(6, 6, 3, padding=1)
         self.same = nn.Conv2d(6, 6, 3, padding="same")
@@ -251,8 +251,10 @@ def test_adapters_stand_where_they_can_be_merged_and_only_there():
             for weight in owner["day"].parameters():
                 weight.uniform_(-1, 1)
     kinds = {name: type(net.get_submodule(f"{name}.adapter.day")) for name in beside}
-    assert kinds == {"dense": nn.Conv2d, "depthwise": nn.Conv2d, "point": LowRank, "linear": LowRank}
-    assert net.depthwise.adapter["day"].groups == 4
+    assert (kinds["dense"], kinds["point"], kinds["linear"]) == (nn.Conv2d, LowRank, LowRank)
+    depthwise = net.depthwise.adapter["day"]
+    assert depthwise.groups == 4
+    assert_close(depthwise(x := torch.randn(2, 4, 5, 6)), nn.Conv2d.forward(depthwise, x))
     x = torch.randn(2, 3, 19, 23)
     with through_branch("day"):
         wanted = net(x)[0]

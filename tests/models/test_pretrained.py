@@ -100,7 +100,7 @@ def test_plain_gammas_become_iabn_weights_where_that_is_possible(tmp_path):
     assert_close(weight.abs() + 1e-5, state["bn1.weight"], rtol=0, atol=5e-7)
     state["bn1.weight"][1] = -0.5
     torch.save(state, path)
-    with pytest.raises(CheckpointError, match=r"1 norm weights.* negative.*model\.norm=abn"):
+    with pytest.raises(CheckpointError, match=r"1 norm weight.* negative.*model\.norm=abn"):
         load_encoder_weights(model, str(path))
 
 

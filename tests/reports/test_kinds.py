@@ -57,7 +57,7 @@ TRUE: dict[Kind, list[str]] = {
                      "Before and after"],
     Kind.REFINEMENT: ["taught a deployed model more images", "refined model"],
     Kind.JOINT: ["Taught all 3 classes at once", "at the same time", "What classes are taken for",
-                 "No sequence of steps is expected to do better"],
+                 "which sees every label. Usually the upper bound"],
     Kind.SINGLE: ["one domain each reach day", "dusk", "Every domain with a model of its own", "relative drop"],
 }  # fmt: skip
 """What the page of each kind must say, beside the sentences of `WORDS`."""

@@ -15,6 +15,7 @@ from parsed_pages import parsed
 from torch import ones
 
 from everseg.reports import verdict as module
+from everseg.reports.extension import gate_line
 from everseg.reports.figures import curves_of
 from everseg.reports.html import write_report
 from everseg.reports.kinds import kind_of
@@ -78,6 +79,28 @@ def test_an_extension_is_told_no_setting_that_it_refuses(tmp_path: Path) -> None
         assert about.light is not Light.GREEN
         assert "train.epochs" in about.then
         assert "class_weights" not in about.then
+
+
+def test_an_extension_that_lost_an_old_class_is_not_told_to_teach_it_more(tmp_path: Path) -> None:
+    overrides = ["scenario.kind=extension", "scenario.bundle=old", "scenario.task=[[c3]]"]
+    made = {"steps": [{"default": counts(0.8, 0.0, 0.6)}], "groups": [(3, 1)], "extends": True}
+    about = found(tmp_path, name="r", overrides=overrides, **made)["classes at 0"]
+    assert about.light is Light.RED
+    assert "knew c2:" in about.then
+    assert "--how thorough" in about.then
+    assert "train.epochs" not in about.then
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [({"share": 0.9, "gate": 0.8}, "PASS"), ({"share": 0.7, "gate": 0.8}, "FAIL"),
+     ({"share": None, "gate": 0.8}, "FAIL"), ({"share": 0.7, "gate": None}, ""),
+     ({"share": 0.7, "gate": 0.8, "verdict": "PASS, as it was written"}, "PASS, as"),
+     ({}, "")],
+)  # fmt: skip
+def test_the_gate_of_runs_that_stored_no_sentence_is_said_too(kept: dict[str, Any], said: str) -> None:
+    assert gate_line(kept).startswith(said)
+    assert bool(gate_line(kept)) == bool(said)
 
 
 @pytest.mark.parametrize(

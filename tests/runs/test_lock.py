@@ -13,8 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from everseg.errors import ConfigError
+from everseg.errors import CheckpointError, ConfigError
 from everseg.runs import commit, lock
+from everseg.runs.commit import save_folder, write_document
+from everseg.runs.journal import Journal
+from everseg.runs.lock import locked
+from everseg.runs.run_folder import RunFolder
 from saying import must_say
 
 LEASE = 0.8
@@ -244,3 +248,71 @@ def test_a_lock_made_anew_between_a_look_and_the_removal_stays(tmp_path, monkeyp
     lock._remove(path, b"the dead one's")
     assert path.read_bytes() == b"the winner's"
     assert list(tmp_path.iterdir()) == [path]
+
+
+NO_LOCKS = {
+    "a FIFO": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a link": lambda path: path.symlink_to("mine"),
+    "a link to nothing": lambda path: path.symlink_to("nowhere"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("kind", NO_LOCKS)
+def test_what_is_no_file_is_neither_waited_for_nor_followed(tmp_path, kind):
+    (tmp_path / "mine").write_text("mine")
+    NO_LOCKS[kind](tmp_path / "LOCK")
+    with pytest.raises(CheckpointError) as caught, locked(tmp_path):
+        pass
+    must_say(caught.value, str(tmp_path / "LOCK"), "not a regular file")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_lock_of_hostile_content_is_taken_over_in_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.01)
+    monkeypatch.setattr(lock, "LEASE", 0.02)
+    for content in (
+        "[" * 200_000,
+        '{"beat": 1e300, "lease": 1e999, "pid": {}}',
+        '{"beat": null, "lease": true}',
+        "x" * 10**6,
+    ):
+        path = tmp_path / "LOCK"
+        path.write_text(content)
+        os.utime(path, (0, 0))
+        begun = time.monotonic()
+        with locked(tmp_path):
+            pass
+        assert time.monotonic() - begun < 5
+
+
+def test_no_link_leads_a_write_out_of_a_run_folder(tmp_path):
+    """The folder may come from somebody else, and be continued here."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    (run / "steps/00").mkdir(parents=True)
+    other.mkdir()
+    (run / "steps/01").symlink_to(other)
+    (run / "journal.jsonl").symlink_to(other / "journal.jsonl")
+    with locked(run):
+        for write in (
+            lambda: write_document(run / "steps/01/metrics.json", {}),
+            lambda: write_document(run / "steps/01/deeper/metrics.json", {}),
+            lambda: save_folder(run / "steps/01/final", {}, {}),
+            lambda: Journal(run / "journal.jsonl").add("note", step=0),
+            lambda: RunFolder(run).clean(),
+        ):
+            with pytest.raises(CheckpointError) as caught:
+                write()
+            must_say(caught.value, "link", str(run))
+        write_document(run / "steps/00/metrics.json", {})
+    assert list(other.iterdir()) == []
+
+
+def test_a_run_folder_may_itself_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk")
+    with locked(tmp_path / "run"):
+        write_document(tmp_path / "run/scenario.json", {})
+    assert (tmp_path / "disk/scenario.json").is_file()

@@ -222,6 +222,8 @@ def test_a_lineage_of_another_form_is_damage(tmp_path: Path, change: dict[str, A
 ELSEWHERE = {
     "deploy/example.txt": "a bundle's example stands alone, without everseg",
     "deploy/example_channels.txt": "the same for images of N channels",
+    "deploy/templates/browser.js": "a page that runs a bundle in the browser stands alone, too",
+    "inference/for_tools.py": "as inference/predict.py, beside masks on the map",
     "inference/predict.py": "the file beside masks that names their ids: another thing of the same name",
 }
 

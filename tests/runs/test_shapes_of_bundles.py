@@ -49,7 +49,7 @@ def use(bundle: Bundle, lineage: Mapping[str, Any], case: str) -> None:
             ).shown()
         )
         assert changed.steps >= 0
-        model = SimpleNamespace(model=torch.nn.Linear(1, 1))
+        model = SimpleNamespace(model=torch.nn.Linear(1, 1), onnx=None)
         assert Served.about(SimpleNamespace(bundle=changed, model=model))
     except Exception as error:
         raise AssertionError(f"{case}: {error!r}") from error

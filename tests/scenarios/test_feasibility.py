@@ -37,7 +37,7 @@ def test_every_problem_of_every_step_is_told_at_once():
     steps = [step(0, 1), step(1, 0), step(2, spaces={"default": many})]
     told = impossible(steps, batch=4, processes=2)
     assert len(told) == 3
-    assert told[0].startswith("step 0: has 1 training images, fewer than the 2 processes")
+    assert told[0].startswith("step 0: has 1 training image, fewer than the 2 processes")
     assert told[1].startswith("step 1: has no training images")
     assert told[2].startswith("step 2: has 65535 outputs, and labels tell at most 65534 apart")
 
@@ -50,7 +50,7 @@ def test_65534_outputs_are_possible():
 def test_a_branch_is_named_where_there_are_several():
     two = step(0, train=(source(3, "day"), source(1, "dusk")), spaces={"day": SPACE, "dusk": SPACE})
     assert impossible([two], batch=4, processes=2) == [
-        "step 0: branch 'dusk' has 1 training images, fewer than the 2 processes that share each batch; "
+        "step 0: branch 'dusk' has 1 training image, fewer than the 2 processes that share each batch; "
         "use fewer processes"
     ]
 

@@ -376,6 +376,21 @@ def test_a_lifeline_that_is_none_is_no_harm(monkeypatch: pytest.MonkeyPatch) -> 
     assert threading.active_count() == before
 
 
+def test_a_relay_passes_on_a_signal_and_its_end_ends_the_run(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, signal, sys, time\nfrom everseg.sweeps.process import follow\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1] + '-saved').touch(), sys.exit(143)))\n"
+        "follow()\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(60)\n"
+    )
+    for name, number, told in (("asked", signal.SIGTERM, 143), ("lost", signal.SIGKILL, 137)):
+        command = [sys.executable, "-c", process.RELAY, sys.executable, "-c", code, str(tmp_path / name)]
+        child = process.Child(command, os.environ)
+        _wait_for(tmp_path / name)
+        os.kill(child._process.pid, number)
+        assert child.wait() == told
+        _wait_for(tmp_path / f"{name}-saved")
+
+
 def test_a_task_that_ray_interrupts_has_its_run_save_itself(tmp_path: Path) -> None:
     code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print(1, flush=True); time.sleep(60)"
     log = tmp_path / "a.log"
@@ -425,6 +440,7 @@ class FakeRay(types.SimpleNamespace):
         pass
 
     def _init(self, **_: Any) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
         if self.failure:
             raise self.failure
 
@@ -578,6 +594,9 @@ def test_a_signal_has_ray_interrupt_every_run(
     assert waited == [2]
     assert stop.value.exit_code == 143
     assert [force for _, force in engine.cancelled] == [False, False]
+    assert engine.handler == before, (
+        "Ray's core sets a handler of its own while it starts; ours must come after it"
+    )
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -775,3 +794,8 @@ def test_a_real_sweep_gives_the_runs_that_training_alone_gives(tmp_path: Path, c
     made = everseg.compare([tmp_path / "sweep"])
     assert [group.name for group in made.tables[0].groups] == ["ft", "mib"]
     assert made.tables[0].groups[1].scores["time"].mean > 0
+
+
+def test_a_network_stays_behind_the_presets_of_a_sweep() -> None:
+    runs = grid("voc-15-1@swin-b", ["mib", "plop"], [0], overrides=["data.root=x"])
+    assert [run.source for run in runs] == ["voc-15-1-mib@swin-b", "voc-15-1-plop@swin-b"]

@@ -18,6 +18,14 @@ Images = Annotated[
     typer.Option("--images", metavar="DIR", help="Images to compare the ONNX file with the model on."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Predict with the bundle's ONNX file: fp32, fp16 or int8."),
+]
+RequireSignature = Annotated[
+    Path | None,
+    typer.Option("--require-signature", metavar="KEY", help="Public key that must have signed the bundle."),
+]
 NoOnnx = Annotated[bool, typer.Option("--no-onnx", help="Leave the ONNX file out. Then no extra is needed.")]
 
 
@@ -29,6 +37,12 @@ def add_deploy_commands(app: typer.Typer) -> None:
     app.command()(rollback)
     app.command()(diff)
     app.command()(adopt)
+    app.command()(bench)
+    app.command()(sign)
+    app.command()(verify)
+    app.command()(page)
+    app.command()(push)
+    app.command()(pull)
     app.command()(serve)
 
 
@@ -47,6 +61,22 @@ def export(
             "--memory", help="Put the images of the run's memory into the bundle, with their labels."
         ),
     ] = False,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="fp16,int8", help="Smaller ONNX files beside the full one, measured against it on images."
+        ),
+    ] = "",
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="For that: a data.yaml, a data set, or a folder of images; default the run's data.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, metavar="POINTS", help="Points that a smaller file may lose.")
+    ] = 1.0,
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the run has one.")
     ] = None,
@@ -62,6 +92,9 @@ def export(
         images=images,
         onnx=not no_onnx,
         memory=memory,
+        precision=names_in(precision),
+        calibrate=calibrate,
+        max_drop=max_drop,
         overrides=overrides or [],
         builder=builder(model),
     )
@@ -145,6 +178,7 @@ def extend(
     ] = False,
     images: Images = None,
     no_onnx: NoOnnx = False,
+    require_signature: RequireSignature = None,
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the bundle has one.")
     ] = None,
@@ -154,10 +188,10 @@ def extend(
     """Teach a deployed model classes, more images or another place, without old data; or drop, merge, rename some."""
     from everseg import api
 
-    names = _names(add)
+    names = names_in(add)
     edits: dict[str, Any] = {
-        "drop": _names(drop),
-        "merge": {new: _names(parts) for parts, new in _pairs("--merge A,B=C", merge)},
+        "drop": names_in(drop),
+        "merge": {new: names_in(parts) for parts, new in _pairs("--merge A,B=C", merge)},
         "rename": dict(_pairs("--rename A=B", rename)),
     }
     if dry_run:
@@ -184,16 +218,12 @@ def extend(
         shared=shared,
         images=images,
         onnx=False if no_onnx else None,
+        require_signature=require_signature,
         overrides=overrides or [],
         model=model,
         quiet=quiet,
     )
     give(done, as_json)
-
-
-def _names(text: str) -> list[str]:
-    """Class names between commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
@@ -322,6 +352,119 @@ def adopt(
     give(done, as_json)
 
 
+def bench(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to measure.")],
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEIGHTxWIDTH", help="Of the image; default what the model is made for, or 512x512."
+        ),
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is measured.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=5, help="Timed runs of each form.")] = 20,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Default every processor that the process may use.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the bundle has one.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure latency, throughput and memory of each form of a bundle on this machine."""
+    from everseg import api
+
+    give(
+        api.bench(
+            bundle, size=size, domain=domain, runs=runs, threads=threads, model=model, quiet=quiet or as_json
+        ),
+        as_json,
+    )
+
+
+def sign(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to sign.")],
+    key: Annotated[
+        Path, typer.Option(metavar="FILE", help="Private key (Ed25519, PEM); its password is asked for.")
+    ],
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Make the key first: FILE, and FILE.pub for those who verify.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Sign a bundle with a key of yours, so that others can trust it after it travelled."""
+    from everseg import api
+    from everseg.runs.signature import is_encrypted
+
+    locked = not new_key and key.is_file() and is_encrypted(key)
+    password = typer.prompt(f"password of {key}", hide_input=True, err=True) if locked else None
+    give(api.sign(bundle, key=key, new_key=new_key, password=password), as_json)
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to verify.")],
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Public key that must have signed it; default bytes only."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare every byte of a bundle with its manifest, and the manifest with a signature."""
+    from everseg import api
+
+    give(api.verify(bundle, key=key), as_json)
+
+
+def page(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle with its ONNX file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    runtime: Annotated[
+        Path, typer.Option(metavar="DIR", help="The npm package onnxruntime-web; its files are copied.")
+    ],
+    precision: Annotated[str, typer.Option(metavar="NAME", help="fp32, fp16 or int8.")] = "fp32",
+    as_json: Json = False,
+) -> None:
+    """Write a folder with a web page that runs the bundle in the browser, without a server of ours."""
+    from everseg import api
+
+    give(api.page(bundle, out=out, runtime=runtime, precision=precision), as_json)
+
+
+def push(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to publish.")],
+    to: Annotated[str, typer.Argument(metavar="hf:ORG/NAME", help="Repository of the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    license: Annotated[
+        str | None, typer.Option(metavar="NAME", help="License that you give the model, such as apache-2.0.")
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Publish the training images that the bundle holds, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a bundle to the hub, with a model card that the hub reads."""
+    from everseg import api
+
+    give(api.push(bundle, to, private=private, license=license, memory=memory), as_json)
+
+
+def pull(
+    source: Annotated[
+        str, typer.Argument(metavar="hf:ORG/NAME[@REVISION]", help="Repository; a commit's hash pins it.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    require_signature: RequireSignature = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch a bundle from the hub and verify every byte of it. Nothing of it is run."""
+    from everseg import api
+
+    give(api.pull(source, out, require_signature=require_signature, quiet=quiet or as_json), as_json)
+
+
 def serve(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to look at.")],
     other: Annotated[
@@ -333,6 +476,11 @@ def serve(
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if a bundle has one.")
     ] = None,
+    precision: Precision = None,
+    require_signature: RequireSignature = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Predictions at a time; above 1 each in a process of its own.")
+    ] = 1,
     timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="What one prediction may take.")
     ] = 120.0,
@@ -345,7 +493,13 @@ def serve(
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with api.serve(
-            bundle, other, port=port, builder=builder(model), timeout=timeout, quiet=quiet
+            bundle,
+            other,
+            port=port,
+            builder=builder(model),
+            precision=precision,
+            timeout=timeout,
+            quiet=quiet,
         ) as serving:
             give(serving)
             say("end with Ctrl-C")
@@ -355,6 +509,11 @@ def serve(
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     note("stopped")
+
+
+def names_in(text: str) -> list[str]:
+    """The names of an option that takes several, separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def builder(model: str | None) -> Any:

@@ -16,7 +16,7 @@ import typer
 
 from everseg.cli.convert import import_app, weights_app
 from everseg.cli.data import data_app
-from everseg.cli.deploy import add_deploy_commands, builder
+from everseg.cli.deploy import Precision, RequireSignature, add_deploy_commands, builder
 from everseg.cli.docs import docs
 from everseg.cli.output import (
     Json,
@@ -78,6 +78,9 @@ def _presets(incomplete: str) -> list[str]:
     """Name the presets that a shell may complete a word to; without one the shell completes file names."""
     from everseg.config import presets
 
+    preset, sign, _ = incomplete.partition(presets.NETWORK)
+    if sign:
+        return [f"{preset}{sign}{network}" for network in presets.networks()]
     return [name for name in presets.names(every=True) if name.startswith(incomplete)]
 
 
@@ -94,7 +97,10 @@ Domain = Annotated[
     str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is used (and tested).")
 ]
 InferDomain = Annotated[
-    bool, typer.Option("--infer-domain", help="Choose the branch per image from the batch-norm statistics.")
+    bool,
+    typer.Option(
+        "--infer-domain", help="Choose the branch per image: the one whose images look most like it."
+    ),
 ]
 Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished step; default the last.")]
 
@@ -195,6 +201,14 @@ def predict(
             metavar="NAME=DIR", help="Further maps that the model reads, such as proposals; repeatable."
         ),
     ] = None,
+    precision: Precision = None,
+    require_signature: RequireSignature = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="FORM", help="masks, or for labelling tools and maps: cvat, coco, labelstudio, geotiff."
+        ),
+    ] = "masks",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -210,6 +224,9 @@ def predict(
         domain=domain,
         infer_domain=infer_domain,
         extra=pairs("--extra", extra or []),
+        precision=precision,
+        require_signature=require_signature,
+        format=format,
         quiet=quiet or as_json,
     )
     give(written, as_json)

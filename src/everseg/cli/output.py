@@ -120,6 +120,9 @@ def preset_groups() -> str:
                 break_on_hyphens=False, break_long_words=False,
             )  # fmt: skip
         lines += [""]
+    lines += ["Networks of later papers, behind a preset of new classes: voc-15-1-mib@swin-b"]
+    lines += [f"  {name:<13}{about}" for name, about in presets.networks().items()]
+    lines += [""]
     total = sum(group.number for group in groups)
     return "\n".join(
         [
@@ -216,7 +219,7 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
-            code = app(arguments, standalone_mode=False, prog_name="everseg")
+            code = _called(app, arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         return -1
@@ -248,6 +251,16 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
     if code == 130:  # Typer turned an interrupt into this code
         return _failed("interrupted", 130, False)
     return code if isinstance(code, int) else 0
+
+
+def _called(app: typer.Typer, arguments: list[str]) -> Any:
+    """Run the command line. Where the reader of a pipe is gone, its library would end the process itself, with 1."""
+    try:
+        return app(arguments, standalone_mode=False, prog_name="everseg")
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None
+        raise
 
 
 _NO_MEMORY = re.compile(

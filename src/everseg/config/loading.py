@@ -30,6 +30,7 @@ from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.show import config_hash, difference, dump, fields, identity, settings, to_json
 from everseg.config.yaml import MAX_DEPTH, FullKey, Origin, Parsed, parse, read, scalar
 from everseg.errors import ConfigError
+from everseg.files import real_path
 
 __all__ = [
     "config_hash", "difference", "dump", "fields", "from_stored", "identity", "load", "load_data", "override_value",
@@ -426,13 +427,13 @@ def _add_source(tree: _Tree, source: str | Path | Mapping[str, Any] | None, prob
 
 
 def _is_file_name(source: str) -> bool:
-    if source in presets.names(every=True):
+    if presets.is_preset(source):
         return False
     return source.endswith((".yaml", ".yml")) or "/" in source or Path(source).is_file()
 
 
 def _add_file(tree: _Tree, path: Path, problems: list[Problem], parents: tuple[Path, ...]) -> None:
-    if path.resolve() in parents:
+    if real_path(path) in parents:
         raise ConfigError(f"{path}: names itself as its base")
     if len(parents) >= 10:
         raise ConfigError(f"{path}: more than 10 files, each the base of another")
@@ -441,7 +442,7 @@ def _add_file(tree: _Tree, path: Path, problems: list[Problem], parents: tuple[P
         parsed = Parsed({})
     if not isinstance(parsed.value, dict):
         raise ConfigError(f"{path}: expected keys and values, such as 'preset: voc-15-5-mib'")
-    _add_layer(tree, parsed, path.parent, problems, (*parents, path.resolve()))
+    _add_layer(tree, parsed, path.parent, problems, (*parents, real_path(path)))
 
 
 def _add_layer(
@@ -454,7 +455,7 @@ def _add_layer(
     for key, name in named[:1]:
         if not isinstance(name, str):
             problems.append(((key,), "expected the name of a preset or a YAML file"))
-        elif key == "base" and name not in presets.names(every=True):
+        elif key == "base" and not presets.is_preset(name):
             _add_file(tree, folder / Path(name).expanduser(), problems, parents)
         else:
             try:

@@ -30,6 +30,7 @@ from everseg.data.saliency_maps import Saliency, write_saliency
 from everseg.data.writing import write_atomically
 from everseg.display import Piece, Result, counted, escaped, table
 from everseg.errors import ConfigError, DataError, EversegError, some
+from everseg.files import real_path
 from everseg.labels import spelling
 from everseg.progress import counting, counting_bytes
 
@@ -285,7 +286,7 @@ class NewDescription(Result):
     def outcome(self) -> str:
         """State what was written and the next commands, in several lines."""
         lines = [
-            f"Wrote {self.path.resolve()}, and {self.page.name} beside it: labels over images; open it in a browser."
+            f"Wrote {real_path(self.path)}, and {self.page.name} beside it: labels over images; open it in a browser."
         ]
         if self.table:
             lines += ["\nWhat the masks store = id = class:", *(f"  {line}" for line in self.table)]
@@ -340,7 +341,7 @@ class NewDomains(NewDescription):
         unnamed = [str(one.path) for one in self.sets.values() if not one.named]
         lines = [
             f"{len(self.sets)} data sets side by side: {', '.join(self.sets)}. Wrote {files}, each with a page "
-            f"*_preview.html to look at, and {self.path.resolve()}, a run over them, one domain after the other."
+            f"*_preview.html to look at, and {real_path(self.path)}, a run over them, one domain after the other."
         ]
         if unnamed:
             lines.append(f"\nFirst: the classes have no names yet in {', '.join(unnamed)}; write them there")
@@ -539,7 +540,7 @@ def _domains(out: Path, made: Mapping[str, NewDescription]) -> NewDomains:
 def _near(folder: Path, out: Path, proposal: Proposal) -> list[str]:
     """Point to descriptions, runs and bundles nearby whose classes these masks seem to show."""
     values: list[Any] = [*proposal.values.colours, *proposal.values.ids, *proposal.values.own.values()]
-    places = (out.parent, folder.resolve().parent, Path())
+    places = (out.parent, real_path(folder).parent, Path())
     found = [path for path in near(places, out) if matching(path, values) is not None]
     if not found:
         return []
@@ -604,7 +605,7 @@ def _extending(place: Path, data: str, new: Sequence[str], name: str, test: str)
 def _root_at(file: Path) -> Path:
     """The folder that a description is about."""
     content = read(file).value
-    return (file.resolve().parent / Path(str(content.get("root", "."))).expanduser()).resolve()
+    return real_path(real_path(file).parent / Path(str(content.get("root", "."))).expanduser())
 
 
 def _splits_at(file: Path) -> tuple[str, ...]:
@@ -618,10 +619,10 @@ def _splits_at(file: Path) -> tuple[str, ...]:
 def _compared(out: Path, folder: Path, like: str | Path | None) -> list[Path]:
     """Descriptions, runs and bundles whose classes are compared with those of a new description."""
     here = Path.cwd()
-    found = near((out.parent, folder.resolve().parent, Path()), out)
+    found = near((out.parent, real_path(folder).parent, Path()), out)
     shown = [path.relative_to(here) if path.is_relative_to(here) else path for path in found]
     first = [Path(like)] if like is not None else []
-    return [*first, *(path for path in shown if path.resolve() not in [one.resolve() for one in first])]
+    return [*first, *(path for path in shown if real_path(path) not in [real_path(one) for one in first])]
 
 
 def _refuse(folder: Path, out: Path, files: Sequence[Path], force: bool) -> None:

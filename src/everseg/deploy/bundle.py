@@ -6,14 +6,16 @@ import logging
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from everseg.data.batches.transforms import resize_transform
@@ -21,14 +23,17 @@ from everseg.deploy.card import at_sizes, model_card
 from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.memory import Bundled
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
+from everseg.deploy.precisions import Reduce, Reduced, reduced_text, stored
 from everseg.display import Piece, Result, counted, percent
 from everseg.errors import CheckpointError, ConfigError, GateError, first_clause
+from everseg.inference.predict import LoadedModel, load
 from everseg.labels import LabelSpace
 from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
-from everseg.runs.commit import verify
+from everseg.runs.commit import read_committed, read_document, save_folder, verify
 from everseg.runs.input_form import InputForm
 from everseg.runs.memory import FILE as MEMORY
+from everseg.runs.model_folder import FILE as CLASSES
 from everseg.runs.model_folder import (
     LINEAGE,
     ModelFile,
@@ -42,9 +47,11 @@ from everseg.runs.model_folder import (
 )
 from everseg.runs.place import what_is
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.sketch import Sketch, read_sketch, tensors
 
 log = logging.getLogger("everseg")
 
+CARD, EXAMPLE = "MODEL_CARD.md", "example.py"
 PACKAGES = ("everseg", "torch", "numpy", "pillow", "safetensors")
 
 
@@ -72,6 +79,8 @@ class Contents:
     """Entries of the model's file that a later everseg wrote; the bundle gets them unchanged."""
     memory: Bundled | None = None
     """Makes the memory that goes into the bundle, if any does."""
+    sketch: Callable[[Registry], Mapping[str, Sketch]] | None = None
+    """Makes the samples of the features that go into the bundle, if any do."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -120,12 +129,21 @@ class Bundle(Result):
             )
         return lines
 
+    @property
+    def reduced(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        """Branch -> precision -> what its smaller ONNX file gives beside the full one. Empty without smaller files."""
+        found: Mapping[str, Mapping[str, Mapping[str, Any]]] = self.lineage.get("reduced", {})
+        return found
+
     def shown(self) -> Iterator[Piece]:
         yield from self.parity_text()
+        for branch, each in self.reduced.items():
+            for precision, one in each.items():
+                yield reduced_text(branch, precision, one, several=len(self.about.spaces) > 1)
         yield f"wrote {self.path}: {counted(len(self.registry.classes), 'class')}, MODEL_CARD.md says the rest"
 
     def to_json(self) -> dict[str, Any]:
-        return {"path": str(self.path), "sha256": self.digest, "parity": self.parity}
+        return {"path": str(self.path), "sha256": self.digest, "parity": self.parity, "reduced": self.reduced}
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -168,6 +186,7 @@ def write_bundle(
     images: Sequence[np.ndarray] = (),
     source: str = "",
     onnx: bool = True,
+    reduce: Reduce | None = None,
 ) -> Bundle:
     """Write a bundle. If anything fails, no bundle is left behind.
 
@@ -176,10 +195,11 @@ def write_bundle(
         images: images, (H, W, 3) uint8, for comparing the ONNX file with the model.
         source: description of these images.
         onnx: write the ONNX files.
+        reduce: makes smaller ONNX files of them (`everseg.deploy.precisions`); None = none are wanted.
 
     Raises:
         ConfigError: the folder exists, or the ONNX file cannot be made on this machine.
-        GateError: the ONNX file gives other results than the model.
+        GateError: the ONNX file gives other results than the model, or a smaller one loses too much.
         CheckpointError: the files cannot be written.
     """
     out = new_folder(out)
@@ -192,12 +212,20 @@ def write_bundle(
     files: dict[str, bytes | Callable[[], bytes]] = {}
     parity = {}
     names = _file_names(contents.spaces) if onnx else {}
+    graphs: dict[str, bytes] = {}
     only: tuple[int, int] | None = None  # the one size that the graphs take; None = they take any
-    for branch, name in names.items():
-        files[name], parity[branch], only = _graph(contents, registry, branch, images, source, only)
+    for branch in names:
+        graphs[branch], parity[branch], only = _graph(contents, registry, branch, images, source, only)
     # preprocessing.json says one size for all graphs, so a graph that came before the first bound one is bound as well.
     for branch in [branch for branch, one in parity.items() if only is not None and not one.one_size]:
-        files[names[branch]], parity[branch], _ = _graph(contents, registry, branch, images, source, only)
+        graphs[branch], parity[branch], _ = _graph(contents, registry, branch, images, source, only)
+    files |= {names[branch]: graph for branch, graph in graphs.items()}
+    reduced: Reduced = {}
+    if reduce is not None:
+        loaded = LoadedModel(contents.model, contents.spaces, contents.form, contents.domains)
+        ids = {branch: registry.ids(space) for branch, space in contents.spaces.items()}
+        reduced = _reduced_by(reduce, loaded, names, graphs, ids)
+    files |= _files_of(reduced)
     described = ModelFile(
         contents.model.describe(),
         {branch: with_ids(space, registry) for branch, space in contents.spaces.items()},
@@ -205,6 +233,7 @@ def write_bundle(
         contents.form,
         registry=registry,
         onnx=names,
+        reduced=_names_of(reduced),
         readout=contents.model.readout,
         unknown=contents.unknown,
     )
@@ -217,10 +246,10 @@ def write_bundle(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         **contents.lineage,
         "parity": {branch: asdict(one) for branch, one in parity.items()},
+        **({"reduced": stored(reduced)} if reduced else {}),
     }
     if onnx:
-        script = "example.txt" if contents.form.channels is None else "example_channels.txt"
-        files["example.py"] = resources.files("everseg.deploy").joinpath(script).read_bytes()
+        files[EXAMPLE] = example_script(contents.form)
     documents = {Path(LINEAGE).stem: lineage, "preprocessing": _preprocessing(contents, only)}
     images_kept = 0
     if contents.memory is not None:
@@ -228,18 +257,100 @@ def write_bundle(
         files |= copies
         documents[Path(MEMORY).stem] = memory.document()
         images_kept = len(memory.images)
-    card = model_card(out.name, described, lineage, contents.model.parameter_count, images_kept)
-    files["MODEL_CARD.md"] = card.encode()
+    sketch = contents.sketch(registry) if contents.sketch is not None else {}
+    vectors = _vectors(sketch)
+    card = model_card(out.name, described, lineage, contents.model.parameter_count, images_kept, vectors)
+    files[CARD] = card.encode()
     save_model(
         out,
         described,
         contents.model.state_dict(),
         contents.method_state,
+        domains=contents.model.domain_statistics,
+        sketch=tensors(sketch),
         parent=contents.parent,
         documents=documents,
         files=files,
     )
     return open_bundle(out)
+
+
+def write_reduced(bundle: Bundle, out: str | Path, reduce: Reduce, builder: Any = None) -> Bundle:
+    """Write a copy of a bundle that also has smaller ONNX files. Those that it had before are replaced.
+
+    Args:
+        out: a new folder.
+        reduce: makes the files.
+        builder: the builder of your own architecture, if the model is not a built-in one.
+
+    Raises:
+        ConfigError: the folder exists, or the bundle has no ONNX file.
+        GateError: a file loses too much. Nothing is written.
+    """
+    out, about = new_folder(out), bundle.about
+    if not about.onnx:
+        raise ConfigError(
+            f"{bundle.path} has no ONNX file to make smaller; export its run again, without --no-onnx"
+        )
+    committed = read_committed(bundle.path)
+    graphs = {branch: committed.read(name) for branch, name in about.onnx.items()}
+    model = load(bundle.path, builder=builder)
+    ids = {branch: bundle.registry.ids(space) for branch, space in about.spaces.items()}
+    reduced = _reduced_by(reduce, model, about.onnx, graphs, ids)
+    about = replace(about, reduced=_names_of(reduced))
+    lineage = {**bundle.lineage, "reduced": stored(reduced)}
+    before = {name for each in bundle.about.reduced.values() for name in each.values()}
+    made = {CLASSES, LINEAGE, CARD, *before}
+    files: dict[str, bytes | Callable[[], bytes]] = {
+        name: partial(committed.read, name) for name in committed.files if name not in made
+    }
+    images = len(committed.files.keys() & {MEMORY}) and len(read_document(bundle.path / MEMORY)["images"])
+    vectors = _vectors(read_sketch(bundle.path, committed))
+    card = model_card(out.name, about, lineage, model.model.parameter_count, images, vectors)
+    if "form" in read_document(
+        bundle.path / "preprocessing.json"
+    ):  # bundles of 0.1 have a script of their own
+        files[EXAMPLE] = example_script(about.form)
+    documents = {Path(CLASSES).stem: about.document(), Path(LINEAGE).stem: lineage}
+    files |= {CARD: card.encode(), **_files_of(reduced)}
+    save_folder(out, {}, documents, committed.parent, files)
+    return open_bundle(out)
+
+
+def _vectors(sketch: Mapping[str, Sketch]) -> int:
+    return sum(len(one.ids) for one in sketch.values())
+
+
+def example_script(form: InputForm) -> bytes:
+    """Return the script `example.py` of bundles."""
+    script = "example.txt" if form.channels is None else "example_channels.txt"
+    return resources.files("everseg.deploy").joinpath(script).read_bytes()
+
+
+def _reduced_by(
+    reduce: Reduce,
+    model: LoadedModel,
+    names: Mapping[str, str],
+    graphs: Mapping[str, bytes],
+    ids: Mapping[str, Sequence[int]],
+) -> Reduced:
+    device = model.device
+    model.device = torch.device("cpu")  # onnxruntime's results are read there
+    try:
+        return reduce(model, names, graphs, ids)
+    finally:
+        model.onnx, model.device = None, device
+
+
+def _names_of(reduced: Reduced) -> dict[str, dict[str, str]]:
+    """Branch -> precision -> file name."""
+    return {
+        branch: {key: one.file for key, (_, one) in each.items()} for branch, each in reduced.items() if each
+    }
+
+
+def _files_of(reduced: Reduced) -> dict[str, bytes]:
+    return {one.file: file for each in reduced.values() for file, one in each.values()}
 
 
 def _graph(

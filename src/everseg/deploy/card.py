@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from everseg.deploy.precisions import reduced_text
 from everseg.display import UNDEFINED, counted, for_markdown, percent, printable
 from everseg.errors import some
 from everseg.labels import BACKGROUND, is_background_name
@@ -20,7 +21,12 @@ WEAK_ALONE = 0.3
 
 
 def model_card(
-    name: str, about: ModelFile, lineage: Mapping[str, Any], parameters: int, memory: int = 0
+    name: str,
+    about: ModelFile,
+    lineage: Mapping[str, Any],
+    parameters: int,
+    memory: int = 0,
+    vectors: int = 0,
 ) -> str:
     """Write the model card: classes, scores, origin and usage of the model.
 
@@ -30,11 +36,12 @@ def model_card(
         lineage: content of the bundle's `lineage.json`.
         parameters: number of weights.
         memory: number of images of the training data in the bundle.
+        vectors: number of samples of its features in the bundle.
     """
     history = lineage["history"]
     parts = [
         f"# {for_markdown(name)}",
-        _summary(about, lineage, parameters, memory),
+        _summary(about, lineage, parameters, memory, vectors),
         "## Classes",
         "\n".join(_classes(about.lasting_ids(name), history)),
         *_steps(history),
@@ -47,7 +54,7 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int, memory: int) -> str:
+def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int, memory: int, vectors: int) -> str:
     known = [entry for entry in about.lasting_ids("this").classes if entry.branches]
     branches = list(about.spaces)
     holds = (
@@ -56,6 +63,11 @@ def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int, memo
         if memory
         else "It holds no image of its training data."
     )
+    if vectors:
+        holds += (
+            f" It holds {vectors} vectors of its features on test images, without labels or places "
+            "(sketch.safetensors): a later extension asks them what the old classes lose."
+        )
     through = f", branches {', '.join(map(for_markdown, branches))}" if len(branches) > 1 else ""
     return (
         f"A semantic-segmentation model: {counted(len(known), 'class')} after {lineage['steps']} step"
@@ -253,6 +265,9 @@ def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
             f"largest difference of a logit {parity['logit_difference']:.1e}, same class on "
             f"{percent(parity['equal_pixels'], digits=4)} % of the pixels."
         )
+    for branch, each in lineage.get("reduced", {}).items():
+        for precision, one in each.items():
+            yield f"* {for_markdown(reduced_text(branch, precision, one, len(lineage['reduced']) > 1))}."
     yield f"* Versions: {', '.join(f'{name} {number}' for name, number in lineage['versions'].items())}"
 
 

@@ -301,8 +301,8 @@ def _sheet(
     sheet = Image.new("RGB", (width, max(height, key.shape[0] + CAPTION)), "white")
     draw = ImageDraw.Draw(sheet)
     lefts = np.cumsum([GAP, *(w + GAP for w in widths)]).tolist()
-    for left, title in zip(lefts, ("image", *titles, "difference"), strict=False):
-        draw.text((left, 3), title, fill=(20, 20, 20), font=font)
+    for left, room, title in zip(lefts, widths, ("image", *titles, "difference"), strict=False):
+        draw.text((left, 3), shortened(title, room, font), fill=(20, 20, 20), font=font)
     top = CAPTION
     for row, told in zip(pictures, rows, strict=False):
         for left, picture in zip(lefts, row, strict=False):
@@ -319,6 +319,18 @@ def _sheet(
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def shortened(text: str, room: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Leave out the middle of a text that is wider than `room` pixels: names of bundles differ at their ends."""
+    for left_out in range(1, len(text)):
+        if font.getlength(text) <= room:
+            break
+        kept = len(text) - left_out
+        middle = f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
+        if font.getlength(middle) <= room:
+            return middle
+    return text
 
 
 def _pictures(compared: _Compared, background: int | None) -> list[np.ndarray]:

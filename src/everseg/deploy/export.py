@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,21 @@ import numpy as np
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import config_hash, to_json
-from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
+from everseg.deploy.bundle import Bundle, Contents, new_folder, open_bundle, write_bundle, write_reduced
+from everseg.deploy.feature_sketch import renewed
 from everseg.deploy.memory import bundled_memory
 from everseg.deploy.onnx import require_onnx
-from everseg.deploy.trial_images import generated, images_of, images_of_run
-from everseg.errors import CheckpointError, ConfigError
+from everseg.deploy.precisions import MAX_DROP, Trial, asked_precisions, reducer, trials_of, trials_of_run
+from everseg.deploy.trial_images import SKETCHED, generated, images_of, images_of_run, shown_in_tests
+from everseg.errors import CheckpointError, ConfigError, DataError
+from everseg.labels import LabelSpace
+from everseg.models.model import SegmentationModel
 from everseg.runs import command
 from everseg.runs.commit import load_tensors, parent_of, verify
+from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import (
     LINEAGE,
+    Registry,
     is_bundle,
     load_model,
     read_lineage,
@@ -28,6 +35,7 @@ from everseg.runs.model_folder import (
 from everseg.runs.place import model_folder_at, what_is
 from everseg.runs.results import StepResults
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.sketch import Sketch
 
 RECIPE: dict[str, tuple[str, ...]] = {
     "data": ("transform", "crop", "size", "shift", "shift_fill", "scale", "flip", "scale_range",
@@ -53,6 +61,9 @@ def export(
     images: str | Path | None = None,
     onnx: bool = True,
     memory: bool = False,
+    precision: Sequence[str] = (),
+    calibrate: str | Path | None = None,
+    max_drop: float = MAX_DROP,
     overrides: Sequence[str] = (),
     builder: Any = None,
 ) -> Bundle:
@@ -61,7 +72,8 @@ def export(
     It contains no pixel of the training data, unless `memory` asks for it.
 
     Args:
-        path: run folder, or a model folder (`final`, also of an imported checkpoint).
+        path: run folder, or a model folder (`final`, also of an imported checkpoint). With `precision` also a bundle: a
+            copy of it is written that has these files.
         out: a new folder; default `bundle` in the run's folder, or `bundle-step-N` there if `step` is given.
         step: which step of a run; default the last finished one.
         images: folder of images for comparing the ONNX file with the model. By default these are the run's test images
@@ -70,7 +82,12 @@ def export(
         memory: put the images of the run's memory into the bundle, with the labels that they were stored with. The
             model card says so, and `extend` trains on them again. The run must keep copies
             (scenario.memory.keep=files).
-        overrides: the present place of the run's data, `data.root=DIR`.
+        precision: smaller ONNX files beside the full one: "fp16" (half precision) and "int8" (quantised). They are
+            measured against the full one.
+        calibrate: data for that: a data.yaml or a data set's name (training images to calibrate, the split
+            `scenario.test_split` to measure), or a folder of images. Default the run's own data.
+        max_drop: points of mIoU (without labels: of pixels with the same class) that a smaller file may lose.
+        overrides: the present place of the run's data, `data.root=DIR`; of `calibrate` where that is given.
         builder: the builder of your own architecture, if the model is not a built-in one. It is never imported
             automatically.
 
@@ -78,15 +95,17 @@ def export(
         ConfigError: the folder exists, packages of the extra are missing, or the architecture cannot be exported to
             ONNX.
         CheckpointError: there is no finished step, the model is damaged, or the files cannot be written.
-        GateError: the ONNX file gives other results than the model. Nothing is written.
+        GateError: the ONNX file gives other results than the model, or a smaller one loses more than `max_drop`.
+            Nothing is written.
     """
     path = Path(path)
     is_run = RunFolder(path).is_begun
+    smaller = asked_precisions(precision, onnx)
+    if smaller:
+        require_onnx()
     if not is_run:
         if is_bundle(path):
-            raise ConfigError(
-                f"{path} is a bundle already, so there is nothing to export; copy the folder instead"
-            )
+            return _copied(path, out, smaller, calibrate, max_drop, overrides, builder)
         model_folder_at(path)  # a path that is wrong is told before anything else
     if out is None:
         if not is_run:
@@ -101,10 +120,17 @@ def export(
     if is_run:
         folder = RunFolder(path)
         contents = of_run(folder, folder.chosen_step(step), builder, memory=memory)
+        contents.sketch = sketch_of_run(folder, contents, overrides)
     elif memory:
         raise ConfigError("--memory: a model folder does not say what its masks mean; give the run's folder")
     else:
         contents = _of_model(path, builder)
+    reduce = None
+    if smaller:
+        trials = _trials(path if is_run else None, calibrate, contents, overrides)
+        reduce = reducer(smaller, trials, max_drop)
+        # Overrides that place the data to calibrate on say nothing of the run's own.
+        overrides = overrides if calibrate is None else ()
     pictures: list[np.ndarray] = []
     source = ""
     if onnx and images is not None:
@@ -113,7 +139,50 @@ def export(
         pictures, source = (
             images_of_run(RunFolder(path), overrides) if is_run else generated(contents.form.channels)
         )
-    return write_bundle(out, contents, images=pictures, source=source, onnx=onnx)
+    return write_bundle(out, contents, images=pictures, source=source, onnx=onnx, reduce=reduce)
+
+
+def _copied(
+    path: Path,
+    out: str | Path | None,
+    smaller: Sequence[str],
+    calibrate: str | Path | None,
+    max_drop: float,
+    overrides: Sequence[str],
+    builder: Any,
+) -> Bundle:
+    """Write a copy of a bundle that has smaller ONNX files."""
+    if not smaller:
+        raise ConfigError(
+            f"{path} is a bundle already, so there is nothing to export; copy the folder instead (--precision int8 "
+            "adds a smaller ONNX file to a copy)"
+        )
+    if out is None or calibrate is None:
+        lacks = [
+            text
+            for text, given in (("-o FOLDER for the copy", out), ("--calibrate DATA", calibrate))
+            if given is None
+        ]
+        raise ConfigError(
+            f"{path} is a bundle, which is never changed and names no data: give {' and '.join(lacks)}"
+        )
+    new_folder(out)
+    bundle = open_bundle(path)
+    trials = trials_of(calibrate, bundle.spaces, bundle.about.form, overrides)
+    return write_reduced(bundle, out, reducer(smaller, trials, max_drop), builder)
+
+
+def _trials(
+    run: Path | None, calibrate: str | Path | None, contents: Contents, overrides: Sequence[str]
+) -> dict[str, Trial]:
+    """Find the images for smaller files: those that are named, or the run's own."""
+    if calibrate is not None:
+        return trials_of(calibrate, contents.spaces, contents.form, overrides)
+    if run is None:
+        raise ConfigError(
+            "--precision measures on images, and a model folder names none: give --calibrate DATA"
+        )
+    return trials_of_run(RunFolder(run), contents.spaces, contents.domains, overrides)
 
 
 def of_run(
@@ -181,6 +250,44 @@ def of_run(
         unknown=about.unknown,
         memory=bundled_memory(folder, index, recorded, spaces) if memory else None,
     )
+
+
+def sketch_of_run(
+    folder: RunFolder,
+    contents: Contents,
+    overrides: Sequence[str] = (),
+    *,
+    before: SegmentationModel | None = None,
+    old: Mapping[str, Sketch] | None = None,
+) -> Callable[[Registry], Mapping[str, Sketch]] | None:
+    """Make what samples the features of a finished model on test images of its run; None where these cannot be read.
+
+    Args:
+        before: as for `renewed`.
+        old: as for `renewed`.
+    """
+    try:
+        shown = shown_in_tests(folder, overrides, SKETCHED)
+    except (ConfigError, DataError):
+        return None
+    branch_of = folder.branch_of(folder.finished_steps[-1])
+    only = next(iter(branch_of.values()))
+    images: dict[str, list[np.ndarray]] = {}
+    for key, each in shown.items():
+        images.setdefault(branch_of.get(key, only), []).extend(each)
+    return partial(_renewed, contents.model, contents.spaces, images, contents.form, before, old)
+
+
+def _renewed(
+    model: SegmentationModel,
+    spaces: Mapping[str, LabelSpace],
+    images: Mapping[str, Sequence[np.ndarray]],
+    form: InputForm,
+    before: SegmentationModel | None,
+    old: Mapping[str, Sketch] | None,
+    registry: Registry,
+) -> Mapping[str, Sketch]:
+    return renewed(model, spaces, registry, images, form, before=before, old=old)
 
 
 def _domains(found: Mapping[str, str], begin: Path | None, named: bool) -> Mapping[str, str]:

@@ -21,7 +21,7 @@ from everseg.config.loading import difference, from_stored, refuse_own_code
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.deploy.bundle import Bundle, new_folder, open_bundle, write_bundle
-from everseg.deploy.export import of_run, recipe_of
+from everseg.deploy.export import of_run, recipe_of, sketch_of_run
 from everseg.deploy.old_classes import (
     LOOKED,
     Gate,
@@ -43,6 +43,7 @@ from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
 from everseg.engine.step import iterations_of
 from everseg.errors import CheckpointError, ConfigError, DataError, GateError, some
+from everseg.files import real_path
 from everseg.inference.count import user_builder
 from everseg.models.build import configured_name
 from everseg.progress import Progress, seconds_of, time_text
@@ -55,6 +56,8 @@ from everseg.runs.model_edits import check_branch_name
 from everseg.runs.model_folder import is_bundle
 from everseg.runs.results import OnNew, Results, StepResults, Taught
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.signature import require_signature as signed
+from everseg.runs.sketch import Sketch, read_sketch
 from everseg.scenarios.steps import Source
 
 How = Literal["quick", "balanced", "thorough"]
@@ -175,6 +178,7 @@ def extend(
     images: str | Path | None = None,
     onnx: bool | None = None,
     overrides: Sequence[str] = (),
+    require_signature: str | Path | None = None,
     model: str | None = None,
     quiet: bool = False,
 ) -> Extension | ClassChanges:
@@ -213,6 +217,7 @@ def extend(
         images: as for `export`.
         onnx: write the ONNX file; by default if the old bundle has one.
         overrides: "key=value" as for `run`.
+        require_signature: file of the public key that must have signed the bundle (`everseg sign`).
         model: FILE.py:NAME of your own architecture, if the bundle has one.
 
     Returns:
@@ -223,6 +228,8 @@ def extend(
         GateError: less quality is left than required. The run is kept, but no bundle is written.
         EversegError: as `run`.
     """
+    if require_signature is not None:
+        signed(Path(bundle), require_signature)
     source = open_bundle(bundle)
     target = Path(out) if out is not None else _next_name(source.path)
     edits = ClassEdits.of(drop, merge, rename)
@@ -292,6 +299,7 @@ def _extended(
         accelerator,
         progress,
         config.train.eval_batch,
+        read_sketch(source.path),
     )
     results = StepResults(folder, index)
     new = tuple(
@@ -313,7 +321,7 @@ def _extended(
         raise GateError(_failed(source, folder, target, kept, new, why))
     if processes.is_main_process:
         memory = read_memory(source.path) is not None and read_memory(folder.final(index)) is not None
-        _write(target, folder, index, builder, told, with_onnx, images, asked.overrides, memory)
+        _write(target, folder, index, builder, told, with_onnx, images, asked.overrides, memory, source)
     processes.wait_for_everyone()
     notes = (*(prepared.notes if prepared is not None else ()), *kept.notes)
     return Extension(open_bundle(target), folder.path, kept, new, gate, on_new, notes)
@@ -353,7 +361,7 @@ def preview(
         return change_classes(source, target, edits, builder=_builder(model), dry_run=True)
     with tempfile.TemporaryDirectory(prefix="everseg-preview-") as place:
         if edits:
-            between = Path(place) / source.path.resolve().name
+            between = Path(place) / real_path(source.path).name
             changed = change_classes(source, between, edits, onnx=False, builder=_builder(model))
             source = open_bundle(between)
             for line in changed.lines:
@@ -795,6 +803,7 @@ def _kept(
     accelerator: Accelerator,
     progress: Progress,
     batch: int,
+    sketches: Mapping[str, Sketch],
 ) -> Kept:
     """Measure what is left of each branch where there are data for it, and estimate it where there are none.
 
@@ -802,6 +811,7 @@ def _kept(
         prepared: the new data; may be None where all branches are measured.
         measured_on: branch -> data.
         batch: images at once.
+        sketches: branch -> the samples of its features that the bundle holds.
     """
     parts = dict[str, Kept]()
     for branch, pair in pairs.items():
@@ -813,7 +823,9 @@ def _kept(
             (test,) = prepared.steps[0].test
             if test.branch != branch:
                 test = unlabelled(test, branch, pair.old)
-            parts[branch] = estimated(pair, test, prepared.datasets, data, accelerator, batch=batch)
+            parts[branch] = estimated(
+                pair, test, prepared.datasets, data, accelerator, batch=batch, sketch=sketches.get(branch)
+            )
     return together(parts)
 
 
@@ -857,6 +869,7 @@ def _write(
     images: str | Path | None,
     overrides: Sequence[str],
     memory: bool,
+    source: Bundle,
 ) -> None:
     """Write the new bundle, unless this run has written it already."""
     if is_bundle(target):
@@ -864,6 +877,14 @@ def _write(
             new_folder(target)  # another model's bundle is there: raises
         return
     contents = of_run(folder, index, builder, kept, memory=memory)
+    before, _, _, _ = folder.load_final(index - 1, builder)
+    contents.sketch = sketch_of_run(
+        folder,
+        contents,
+        [text for text in overrides if text.startswith("data")],
+        before=before,
+        old=read_sketch(source.path),
+    )
     pictures: list[np.ndarray] = []
     where = ""
     if onnx:
@@ -876,7 +897,7 @@ def _write(
 
 def _next_name(path: Path) -> Path:
     """Return the name of the next version of a bundle: b, b-v2, b-v3."""
-    path = path if path.name not in ("", "..") else path.resolve()
+    path = path if path.name not in ("", "..") else real_path(path)
     match = re.fullmatch(r"(.+)-v(\d+)", path.name)
     return path.with_name(f"{match[1]}-v{int(match[2]) + 1}" if match else f"{path.name}-v2")
 

@@ -12,6 +12,7 @@ from everseg.deploy.bundle import Bundle, new_folder, open_bundle
 from everseg.deploy.card import changed_text
 from everseg.display import UNDEFINED, Piece, Result, percent, table
 from everseg.errors import CheckpointError, ConfigError, some
+from everseg.files import real_path
 from everseg.labels import is_background_name
 from everseg.runs.commit import read_committed, verify
 from everseg.runs.model_folder import is_bundle
@@ -158,7 +159,7 @@ def rollback(
 def _at_hand(path: Path, look: Sequence[str | Path]) -> dict[str, Path]:
     """Find the bundles in some folders: digest of the manifest -> folder. Damaged ones are left out."""
     found: dict[str, Path] = {}
-    for place in (path.resolve().parent, *map(Path, look)):
+    for place in (real_path(path).parent, *map(Path, look)):
         if not place.is_dir():
             raise ConfigError(f"--look {place}: no such folder")
         for folder in (place, *sorted(place.iterdir())):

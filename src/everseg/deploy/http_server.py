@@ -1,8 +1,8 @@
 """A small HTTP server for this machine that slow clients cannot hold up.
 
-One event loop talks to all clients; one thread does the work, a request after the other. A client that is slow, or
-stalls, costs a socket and a few kilobytes until its time is up. It never holds a thread, nor a place in the queue:
-those are for requests that have arrived completely.
+One event loop talks to all clients; one thread (or a few) does the work, a request after the other. A client that is
+slow, or stalls, costs a socket and a few kilobytes until its time is up. It never holds a thread, nor a place in the
+queue: those are for requests that have arrived completely.
 
 Neither uvicorn with starlette nor waitress sets a time for a request's head or body, and all of the limits below would
 have to be written around them as well (tried with uvicorn 0.54, starlette 1.10 and waitress 3.0.2).
@@ -61,7 +61,7 @@ class Limits:
     unsent: int = 200_000_000
     """Bytes of all answers that clients have not taken yet. Nothing new is begun beyond."""
     waiting: int = 7
-    """Complete uploads that wait while one is worked on."""
+    """Complete uploads that wait while others are worked on."""
     connections: int = 256
     """Open connections. One more pushes out the one that has been sending its head for longest."""
 
@@ -117,9 +117,17 @@ class HttpServer:
     limits = Limits()
 
     def __init__(
-        self, host: str, port: int, patience: Patience | None = None, log: Callable[[str], None] = lambda text: None
-    ) -> None:  # fmt: skip
+        self,
+        host: str,
+        port: int,
+        patience: Patience | None = None,
+        log: Callable[[str], None] = lambda text: None,
+        at_once: int = 1,
+    ) -> None:
         """Listen.
+
+        Args:
+            at_once: uploads that are worked on at the same time, each in a thread.
 
         Raises:
             OSError, OverflowError: the port is taken, or no port.
@@ -135,7 +143,8 @@ class HttpServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop, self._ended = threading.Event(), threading.Event()
         self._stopping: asyncio.Event | None = None
-        self._worker = concurrent.futures.ThreadPoolExecutor(1, "everseg-serve")
+        self._at_once = at_once
+        self._worker = concurrent.futures.ThreadPoolExecutor(at_once, "everseg-serve")
 
     # ---------------------------------------------------------------- to be said by a subclass
 
@@ -350,7 +359,7 @@ class HttpServer:
                 self._arrived -= arrived
 
     def _check_places(self) -> None:
-        if self._busy > self.limits.waiting or self._unsent > self.limits.unsent:
+        if self._busy >= self.limits.waiting + self._at_once or self._unsent > self.limits.unsent:
             raise RefusedError(503, "Busy with other images: try again in a moment.")
 
     def _begin(self, work: Work, file: Any) -> Answer:

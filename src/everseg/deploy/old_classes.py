@@ -13,6 +13,7 @@ from torch import Tensor
 from everseg.config.fields import DataConfig, ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
+from everseg.deploy.feature_sketch import Movement, can_sketch, cells, vector_draws, what_stays
 from everseg.display import percent
 from everseg.engine.rescore import source_by_name
 from everseg.errors import ConfigError, DataError, some
@@ -22,14 +23,13 @@ from everseg.metrics import LEVEL, RESAMPLES, ConfusionMatrix, defined_means, in
 from everseg.metrics.scores import EPS, class_accuracy, iou
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
+from everseg.reports.extension import ROUNDING
 from everseg.runs.input_form import InputForm
+from everseg.runs.sketch import Sketch
 from everseg.scenarios.steps import Source, packed
 
 LOOKED = 32
 """Most images in which the deployed model is asked for its classes before an extension begins."""
-_ROUNDING = 1e-6
-"""What a share may lack of its limit: the scores have a small number in their denominators (`metrics.scores.EPS`), so
-that equal models agree on a share just below 1."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Kept:
         return [
             f"{name} {percent(left)}"
             for name, left in shares.items()
-            if left is not None and left < limit - _ROUNDING
+            if left is not None and left < limit - ROUNDING
         ]
 
 
@@ -105,7 +105,7 @@ class Gate:
         low = kept.below(self.each) if self.each is not None else []
         if low:
             return f"{whole}; less is left of {some(low, 8)} %"
-        enough = kept.share is not None and (self.mean is None or kept.share >= self.mean - _ROUNDING)
+        enough = kept.share is not None and (self.mean is None or kept.share >= self.mean - ROUNDING)
         return "" if enough else whole
 
 
@@ -222,6 +222,7 @@ def estimated(
     accelerator: Accelerator,
     *,
     batch: int,
+    sketch: Sketch | None = None,
 ) -> Kept:
     """Estimate the quality of the old classes from the agreement of the two models.
 
@@ -233,13 +234,25 @@ def estimated(
     counts as lost when its class changes, unless its label says that it is right now. A pixel that changes from
     background to an old class does not count at all. Pixels labelled as a new class are left out. Pixels labelled void
     or background are counted.
+
+    The new images speak of the classes that they show. Of the others, and once more of these, the deployed model's
+    stored features speak (`everseg.deploy.feature_sketch`): the part of a class's vectors, moved as the new images'
+    features moved, that the new classifiers give to the same class. Where both are known the share of a class is the
+    lower one.
+
+    Args:
+        sketch: those features; None = there are none.
     """
     matrix, images = ConfusionMatrix(pair.new.num_classes), list[Tensor]()
     windows = InputForm.of_config(data).windows(batch)
-    for image, label in _batches(source, datasets, data, batch, accelerator):
+    usable = sketch is not None and can_sketch(pair.after, pair.branch)
+    moved = Movement(sketch.features.shape[1]) if sketch is not None and usable else None
+    for number, (image, label) in enumerate(_batches(source, datasets, data, batch, accelerator)):
         before, after = (
             through(m, pair.branch, image, accelerator, windows) for m in (pair.before, pair.after)
         )
+        if moved is not None and number * batch < LOOKED:
+            moved.add(*(cells(m, pair.branch, image) for m in (pair.before, pair.after)))
         # The deployed model cannot be right on pixels of a new class.
         taught = (label >= pair.old.num_classes) & (label != pair.new.ignored)
         # What the deployed model had wrong by the label, and the new one has right, is no loss.
@@ -252,42 +265,93 @@ def estimated(
     counts = matrix.counts.cpu().numpy()  # (C, C): rows = deployed model, columns = new model
     rows = counts.sum(1)[: pair.old.num_classes]
     often = [i for i in pair.classes if rows[i] > counts.sum() / 10_000]
-    if not often:
+    stays = {}
+    if sketch is not None and moved is not None:
+        stays = what_stays(pair.after, pair.branch, pair.old, sketch, moved)
+    judged = sorted({*often, *stays})
+    if not judged:
         return Kept(
             "estimated", None, {}, {},
             "old classes cannot be estimated: the deployed model finds none of them in the test images of the "
             "new data. --old-val DATA measures them",
         )  # fmt: skip
     agree, overlap = (values[: pair.old.num_classes] for values in (class_accuracy(counts), iou(counts)))
-    figures = {
-        "agreement": float(np.trace(counts) / counts.sum()),
-        "class_agreement": float(agree[often].mean()),
-        "agreement_miou": float(overlap[often].mean()),
-        **_became(counts, pair),
-    }
+    # (classes,) of both sources; not a number where a source says nothing of a class
+    seen, stored = (np.full(pair.old.num_classes, np.nan) for _ in range(2))
+    seen[often] = agree[often]
+    stored[[*stays]] = [one.kept / one.vectors for one in stays.values()]
+    lower = np.fmin(seen, stored)
     classes = {
         name: {
             "agreement": _defined(agree[i]), "iou": _defined(overlap[i]), "pixels": int(rows[i]),
-            "share": _defined(agree[i]) if i in often else None,
+            **({"stored": _defined(stored[i])} if stays else {}),
+            "share": _defined(lower[i]),
         }
         for i, name in enumerate(pair.old.names)
     }  # fmt: skip
-    share = figures["class_agreement"]
-    # Each (RESAMPLES, judged classes), in pixels: what the deployed model calls so, and where the new one agrees.
-    said, _, both = np.moveaxis(_draws(torch.stack(images).cpu().numpy())[:, :, often], 1, 0)
-    between = _interval(defined_means(np.divide(both, said, out=np.full_like(both, np.nan), where=said > 0)))
+    share = float(lower[judged].mean())
+    figures = {}
+    if often:
+        figures = {
+            "agreement": float(np.trace(counts) / counts.sum()),
+            "class_agreement": float(agree[often].mean()),
+            "agreement_miou": float(overlap[often].mean()),
+            **_became(counts, pair),
+        }
+    if stays:
+        figures["stored_agreement"] = float(np.nanmean(stored))
+    # Each (RESAMPLES, classes), in pixels: what the deployed model calls so, and where the new one agrees.
+    said, _, both = np.moveaxis(_draws(torch.stack(images).cpu().numpy()), 1, 0)[..., : pair.old.num_classes]
+    drawn = np.divide(both, said, out=np.full(both.shape, np.nan), where=said > 0)
+    drawn[:, np.isnan(seen)] = np.nan
+    for i, one in stays.items():
+        drawn[:, i] = np.fmin(drawn[:, i], vector_draws(one, RESAMPLES, i))
+    between = _interval(defined_means(drawn[:, judged]))
     return Kept(
-        "estimated", share, classes, figures,
+        "estimated",
+        share,
+        classes,
+        figures,
+        _estimate_text(pair, figures, share, between, often, judged),
+        between,
+    )
+
+
+def _estimate_text(
+    pair: Pair,
+    figures: Mapping[str, float],
+    share: float,
+    between: tuple[float, float] | None,
+    often: Sequence[int],
+    judged: Sequence[int],
+) -> str:
+    """Say what an estimate is made of, and over which classes."""
+    stored = figures.get("stored_agreement")
+    if not often:
+        return (
+            "old classes estimated, not measured: the new images show none of them. Of the deployed model's stored "
+            f"features, moved as those of the new images moved, {percent(share)} % in the mean{_between(between)} keep "
+            f"their class, over {_judged(pair, judged)}"
+        )
+    text = (
         f"old classes estimated, not measured: the new model agrees with the deployed one on "
-        f"{percent(figures['agreement'])} % of the pixels, and on {percent(share)} % in the mean"
-        f"{_between(between)} over {_judged(pair, often)} (mean IoU {percent(figures['agreement_miou'])}). "
+        f"{percent(figures['agreement'])} % of the pixels, and on {percent(figures['class_agreement'])} % in the mean"
+        f"{_between(between) if stored is None else ''} over {_judged(pair, often)} "
+        f"(mean IoU {percent(figures['agreement_miou'])}). "
+    )
+    if stored is not None:
+        text += (
+            f"Of its stored features, moved as those of the new images moved, {percent(stored)} % in the mean keep "
+            f"their class. The lower figure of each class counts: {percent(share)} %{_between(between)} over "
+            f"{_judged(pair, judged)}. "
+        )
+    return text + (
         "Of the pixels that the deployed "
         f"model gives to old classes, {percent(figures['became_new'])} % became a new class, "
         f"{percent(figures['became_old'])} % another old class and {percent(figures['became_background'])} % "
         "background. Not counted: pixels labelled as a new class, and those where the label and the new model agree. "
-        "Where the two models differ, either may be right",
-        between,
-    )  # fmt: skip
+        "Where the two models differ, either may be right"
+    )
 
 
 def _draws(images: np.ndarray) -> np.ndarray:

@@ -38,6 +38,8 @@ TORCH_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
 """Types of the graph's input."""
 EXAMPLE_SIZE = (77, 107)
 """Sides are odd and unequal, so that the exporter does not assume a multiple of the stride."""
+OPSET, IR = 18, 8
+"""Version of the operators and of the file. onnxruntime reads both from 1.14 on, and OpenVINO and browsers do."""
 SCALES = (0.75, 0.4)
 """Every image is compared at its own size and reduced by one of these factors."""
 
@@ -154,7 +156,7 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
         try:
             program = torch.onnx.export(
                 deployed.eval(), example, dynamo=True, verbose=False, input_names=names,
-                output_names=["logits", "mask"], dynamic_shapes=dims,
+                output_names=["logits", "mask"], dynamic_shapes=dims, opset_version=OPSET,
             )  # fmt: skip
         except Exception as error:  # the exporter can raise almost any exception
             how = "with open sizes" if size is None else f"at {size[0]} x {size[1]} pixels"
@@ -164,6 +166,7 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
             ) from error
     assert program is not None
     proto = program.model_proto
+    proto.ir_version = IR
     if len(names) > 1:
         _compute_places(proto.graph, deployed.multiple or 1, deployed.strides, deployed.windows)
     _forget_sources(proto.graph)

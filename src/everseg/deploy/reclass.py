@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from everseg.data.class_colours import BACKGROUND_COLOUR, palette
 from everseg.deploy.bundle import Bundle, Contents, new_folder, open_bundle, write_bundle
+from everseg.deploy.feature_sketch import remapped
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of
 from everseg.display import Piece, Result
@@ -30,6 +31,7 @@ from everseg.runs.model_folder import (
     is_bundle,
     load_strictly,
 )
+from everseg.runs.sketch import read_sketch
 
 METHOD = "classes"
 """What stands in the history of a bundle as the method of such a step."""
@@ -379,12 +381,13 @@ def change_classes(
         ConfigError: classes that the bundle does not know, edits that contradict each other, or the folder exists.
     """
     edits = edits.known_in(source.registry)
-    if is_bundle(target):
+    if is_bundle(target) and not dry_run:
         written = open_bundle(target)
         last = ({}, *written.lineage["history"])[-1]
         if written.lineage["parent"] == source.digest and last.get("changed") == edits.to_json():
             return ClassChanges(written, edits, tuple(_told(source, edits, written.registry)))
-    new_folder(target)
+    if not dry_run:
+        new_folder(target)
     with_onnx = bool(source.about.onnx) if onnx is None else onnx
     if with_onnx and not dry_run:
         require_onnx()
@@ -418,6 +421,7 @@ def change_classes(
         # What the method of the last step gathered is of the classes of before, so the next step has no such state.
         lineage={**kept, "steps": source.steps + 1, "history": history, "method": None},
         unknown=source.about.unknown,
+        sketch=lambda found: remapped(read_sketch(source.path), _ids_now(edits, source.registry, found)),
     )
     pictures, where = list[np.ndarray](), ""
     if with_onnx:
@@ -426,6 +430,17 @@ def change_classes(
     return ClassChanges(
         write_bundle(target, contents, images=pictures, source=where, onnx=with_onnx), edits, tuple(lines)
     )
+
+
+def _ids_now(edits: ClassEdits, before: Registry, after: Registry) -> dict[int, int]:
+    """Lasting id before the edits -> that of the class that it is part of now; dropped classes are not in it."""
+    ids = {spelling(one.name): one.id for one in after.classes}
+    today = {name: new for new, names in edits.merge.items() for name in names} | dict(edits.rename)
+    return {
+        one.id: ids[spelling(today.get(one.name, one.name))]
+        for one in before.classes
+        if one.name not in edits.drop
+    }
 
 
 def _told(source: Bundle, edits: ClassEdits, registry: Registry) -> Iterator[str]:

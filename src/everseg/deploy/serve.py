@@ -7,6 +7,7 @@ browser send.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image
 
 from everseg.data.class_colours import palette, png
@@ -34,15 +36,20 @@ from everseg.deploy.bundle import Bundle, open_bundle
 from everseg.deploy.class_ids import mask_type
 from everseg.deploy.history import taught_text
 from everseg.deploy.http_server import Answer, HttpServer, Patience, RefusedError, Request, Work
+from everseg.deploy.workers import Job, Workers
 from everseg.display import UNDEFINED, Piece, Result, count, counted, escaped, percent, printable, share, size
 from everseg.errors import ConfigError, DataError, first_clause, some
+from everseg.files import real_path
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import IGNORED, Matching, match_names
+from everseg.models.branch_choice import can_choose
 from everseg.models.folding import united
 
 HOST = "127.0.0.1"
 TIMEOUT = 120.0
 """Seconds that one prediction may take."""
+_LONGEST = 86_400.0
+"""Seconds of the longest timer: a day."""
 _GRACE = 10.0
 """Seconds beyond that for sending its answer when the server is stopped."""
 _FILES = {
@@ -50,6 +57,7 @@ _FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/draw.js": ("draw.js", "text/javascript; charset=utf-8"),
+    "/batch.js": ("batch.js", "text/javascript; charset=utf-8"),
 }
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
@@ -63,7 +71,7 @@ _HEADERS = {
 
 
 class Server(HttpServer):
-    """Serves one or two bundles until `shutdown`. It runs one prediction at a time."""
+    """Serves one or two bundles until `shutdown`. It runs one prediction at a time, or a few (`workers`)."""
 
     def __init__(
         self,
@@ -71,6 +79,9 @@ class Server(HttpServer):
         port: int = 8000,
         *,
         builder: Any = None,
+        precision: str | None = None,
+        require_signature: str | Path | None = None,
+        workers: int = 1,
         timeout: float = TIMEOUT,
         patience: Patience | None = None,
         log: Callable[[str], None] = lambda text: None,
@@ -81,6 +92,9 @@ class Server(HttpServer):
             bundles: one or two bundles.
             port: the port to listen on; 0 chooses a free one.
             builder: the builder of your own architecture, if the models are not built-in ones.
+            precision: predict with the bundles' ONNX files of this precision; None = with PyTorch.
+            require_signature: file of the public key that must have signed the bundles.
+            workers: predictions at a time. With more than 1 each runs in a process of its own, which holds the models.
             timeout: seconds that one prediction may take.
             patience: seconds that clients have.
             log: receives a line about each prediction and each unexpected failure. The line says nothing about the
@@ -97,13 +111,34 @@ class Server(HttpServer):
             raise ConfigError(
                 f"timeout: {timeout}; give the seconds that one prediction may take, more than 0"
             )
-        self.served = [Served(path, builder, timeout) for path in bundles]
+        if workers < 1 or (workers > 1 and builder is not None):
+            raise ConfigError(
+                f"--workers {workers}: expected 1 or more"
+                if workers < 1
+                else "--workers and an architecture of your own (--model) exclude each other"
+            )
+        self.served = [Served(path, builder, timeout, precision, require_signature) for path in bundles]
         self.classes, self.notes = class_list(self.served), class_notes(self.served)
         try:
-            super().__init__(HOST, port, replace(patience or Patience(), end=timeout + _GRACE), log)
+            super().__init__(HOST, port, replace(patience or Patience(), end=timeout + _GRACE), log, workers)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(f"--port {port}: cannot listen there ({reason}); give another port") from None
+        self.workers: Workers | None = None
+        self._counting = threading.Lock()
+        if workers > 1:
+            job = Job(
+                predictor,
+                {
+                    "bundles": [str(path) for path in bundles], "precision": precision,
+                    "threads": max(1, torch.get_num_threads() // workers),
+                },
+            )  # fmt: skip
+            try:
+                self.workers = Workers(workers, job, timeout)
+            except BaseException:
+                super().server_close()
+                raise
         names = [f"{name}:{self.server_port}" for name in (HOST, "localhost")]
         self.hosts = frozenset([*names, *([HOST, "localhost"] if self.server_port == 80 else [])])
         folder = resources.files("everseg.deploy").joinpath("templates")
@@ -174,11 +209,32 @@ class Server(HttpServer):
 
         def work(file: BinaryIO) -> Answer:
             # Decoding is a part of the work, so that large pictures are decoded one at a time.
-            done = served.predict(decode_upload(file, served.reading), branch)
+            if self.workers is None:
+                done = served.predict(decode_upload(file, served.reading), branch)
+            else:
+                done = self._elsewhere(self.workers, int(which), file.read(), branch)
             self.log(f"bundle {which}: {done['width']}x{done['height']} in {done['seconds']:.2f} s")
             return _json(done)
 
         return work
+
+    def _elsewhere(self, workers: Workers, which: int, data: bytes, branch: str | None) -> dict[str, Any]:
+        """Let another process predict, and count it as if it had been done here."""
+        begun, served = time.monotonic(), self.served[which]
+        try:
+            done: dict[str, Any] = workers.call(which, data, branch)
+        finally:
+            with self._counting:
+                served.seconds += time.monotonic() - begun
+        with self._counting:
+            served.done += 1
+        return done
+
+    def server_close(self) -> None:
+        """Free the port, and end the other processes."""
+        super().server_close()
+        if self.workers is not None:
+            self.workers.close()
 
     def refusal(self, status: int, text: str) -> Answer:
         """Word a refusal as the page expects it."""
@@ -188,6 +244,8 @@ class Server(HttpServer):
         """End the prediction that runs, and begin no other."""
         for one in self.served:
             one.give_up()
+        if self.workers is not None:
+            self.workers.kill()
 
     def metrics(self) -> str:
         """Return what happened since the start and what is going on, as Prometheus reads it."""
@@ -262,6 +320,9 @@ def serve(
     *,
     port: int = 8000,
     builder: Any = None,
+    precision: str | None = None,
+    require_signature: str | Path | None = None,
+    workers: int = 1,
     timeout: float = TIMEOUT,
     quiet: bool = False,
 ) -> Serving:
@@ -274,6 +335,9 @@ def serve(
         other: another bundle to compare it with.
         port: the port on 127.0.0.1; 0 chooses a free one.
         builder: the builder of your own architecture, if a bundle has one. It is never imported automatically.
+        precision: predict with the bundles' ONNX files of this precision ("fp32", "fp16", "int8"); None = with PyTorch.
+        require_signature: file of the public key that must have signed the bundles (`everseg sign`).
+        workers: predictions at a time. With more than 1 each runs in a process of its own, which holds the models.
         timeout: seconds that one prediction may take, more than 0; then it is given up, and the next one begins.
         quiet: do not print a line on stderr about each prediction.
 
@@ -283,7 +347,11 @@ def serve(
     """
     bundles = [bundle] if other is None else [bundle, other]
     log = (lambda text: None) if quiet else _to_stderr
-    return Serving(Server(bundles, port, builder=builder, timeout=timeout, log=log))
+    server = Server(
+        bundles, port, builder=builder, precision=precision, require_signature=require_signature,
+        workers=workers, timeout=timeout, log=log,
+    )  # fmt: skip
+    return Serving(server)
 
 
 def _to_stderr(text: str) -> None:
@@ -298,6 +366,8 @@ _SHOWN = ("PNG", "JPEG", "WEBP", "BMP")
 """Formats that browsers can show and everseg can decode."""
 TYPES = tuple(f"image/{form.lower()}" for form in _SHOWN)
 """Content types of these formats."""
+AUTO = "auto"
+"""What to give as the domain if the model shall choose it, where it can."""
 MAX_PIXELS = 16_000_000
 """Largest number of pixels. A larger picture is refused before it is decoded."""
 MAX_SIDE = 16_384
@@ -320,9 +390,18 @@ class TookTooLongError(Exception):
 class Served:
     """A bundle whose model is loaded into memory."""
 
-    def __init__(self, path: str | Path, builder: Any = None, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        builder: Any = None,
+        timeout: float = TIMEOUT,
+        precision: str | None = None,
+        require_signature: str | Path | None = None,
+    ) -> None:
         self.bundle: Bundle = open_bundle(path)
-        self.model: LoadedModel = load(path, builder=builder)
+        self.model: LoadedModel = load(
+            path, builder=builder, precision=precision, require_signature=require_signature
+        )
         self.model.check_alone()
         if (channels := self.model.form.channels) is not None:
             raise ConfigError(
@@ -331,13 +410,14 @@ class Served:
                 "use everseg predict"
             )
         self.model.model = united(self.model.model)
+        self.precision = precision
         self.timeout, self.done, self.seconds = timeout, 0, 0.0
         """Seconds that a prediction may take; predictions so far; seconds that all of them took, failures included."""
         self._until, self._given_up = math.inf, False
         # A thread cannot be stopped from outside, so it looks at the clock itself.
         for module in self.model.model.modules():
             module.register_forward_pre_hook(self._look_at_the_clock)
-        self.name = self.bundle.path.resolve().name
+        self.name = real_path(self.bundle.path).name
         ids = [raw for space in self.model.spaces.values() for raw in self.bundle.registry.ids(space)]
         if mask_type(ids) is not np.uint8:
             # A browser reads 8 bits of every channel from a picture: ids of 16 bits would become others.
@@ -345,8 +425,10 @@ class Served:
                 f"{path}: class ids up to {max(ids)}, and the page shows masks of bytes (ids to {IGNORED - 1}); use "
                 "everseg predict, or the ONNX file, whose masks have 16 bits"
             )
-        self.branches = tuple(self.model.branch_of) if len(self.model.spaces) > 1 else ()
-        """Names for choosing a branch; empty if there is only one branch."""
+        names = tuple(self.model.branch_of) if len(self.model.spaces) > 1 else ()
+        self.chooses = can_choose(self.model.model) and AUTO not in names
+        self.branches = (*names, AUTO) if self.chooses else names
+        """Names for choosing a branch; empty if there is only one branch. The last one may be AUTO."""
         outputs = max(space.num_classes for space in self.model.spaces.values())
         self.max_pixels = min(MAX_PIXELS, _MOST_LOGITS // outputs)
         # browsers rotate pictures as their EXIF data say, and the mask has to fit
@@ -372,8 +454,11 @@ class Served:
             if (value := scores["miou"]["all"]) is not None:
                 rows.append(("mIoU", f"{percent(value)} %" + (f" on {where}" if where else "")))
         weights = sum(weight.numel() for weight in self.model.model.parameters())
-        stored = sum(file.stat().st_size for file in self.bundle.path.glob("model.safetensors"))
-        rows.append(("Model", f"{count(weights)} weights, {size(stored)}"))
+        name = "model.safetensors"
+        if self.model.onnx is not None:
+            name = next(iter(self.bundle.about.onnx_files(self.precision or "").values()))
+            rows.append(("Run by", f"onnxruntime, {self.precision}"))
+        rows.append(("Model", f"{count(weights)} weights, {size((self.bundle.path / name).stat().st_size)}"))
         return rows
 
     def _look_at_the_clock(self, module: Any, inputs: Any) -> None:
@@ -383,6 +468,36 @@ class Served:
     def give_up(self) -> None:
         """End the prediction that runs, and every later one at its first layer: its image may still be decoded now."""
         self._given_up = True
+        if self.model.onnx is not None:
+            self.model.onnx.give_up()
+
+    @contextlib.contextmanager
+    def _having(self, seconds: float) -> Iterator[None]:
+        """Give a prediction so much time.
+
+        Raises:
+            TookTooLongError: it took longer.
+        """
+        self._until = time.monotonic() + seconds
+        onnx = self.model.onnx
+        timer = (
+            None if onnx is None else threading.Timer(min(seconds, _LONGEST), onnx.give_up)
+        )  # it does not look at the clock
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        try:
+            yield
+        except RuntimeError:
+            if onnx is not None and (self._given_up or time.monotonic() >= self._until):
+                raise TookTooLongError from None
+            raise
+        finally:
+            self._until = math.inf
+            if timer is not None and onnx is not None:
+                timer.cancel()
+                if not self._given_up:
+                    onnx.go_on()
 
     def check_branch(self, branch: str | None) -> None:
         """See that it is clear which branch to use.
@@ -403,16 +518,18 @@ class Served:
 
         Returns:
             A dictionary with width, height, mask (data URI of a grey PNG of lasting class ids), pixels (id -> number of
-            pixels), shares (id -> its share of the pixels as text) and seconds.
+            pixels), shares (id -> its share of the pixels as text), seconds, and of a model with several branches
+            domain (the branch taken).
 
         Raises:
             RefusedError: it is unclear which branch to use, the model failed, or it took longer than `timeout`.
         """
         self.check_branch(branch)
         begun = time.monotonic()
-        self._until = begun + self.timeout
         try:
-            found = self.model.predict(image, branch=branch)
+            auto = self.chooses and branch == AUTO
+            with self._having(self.timeout):
+                found = self.model.predict(image, branch=None if auto else branch, infer_domain=auto)
         except TookTooLongError:
             if self._given_up:
                 raise RefusedError(503, "The server is being stopped.") from None
@@ -424,7 +541,6 @@ class Served:
                 500, f"{self.name} could not classify this image; a smaller one may fit into memory."
             ) from None
         finally:
-            self._until = math.inf
             self.seconds += time.monotonic() - begun
         self.done += 1
         # Look up the lasting id of every pixel's train id, (H, W).
@@ -439,7 +555,23 @@ class Served:
             "pixels": {str(i): int(counts[i]) for i in np.flatnonzero(counts)},
             "shares": {str(i): share(counts[i] / ids.size) for i in np.unique(known)},
             "seconds": round(time.monotonic() - begun, 3),
+            **({"domain": found.branch} if self.branches else {}),
         }
+
+
+def predictor(
+    bundles: Sequence[str], precision: str | None, threads: int
+) -> Callable[[int, bytes, str | None], dict[str, Any]]:
+    """Load bundles in another process. Return what predicts an upload with one of them, as `Server` does."""
+    torch.set_num_threads(threads)
+    # The main process has checked signatures, and ends a process that takes too long.
+    served = [Served(path, precision=precision, timeout=math.inf) for path in bundles]
+
+    def predict(which: int, data: bytes, branch: str | None) -> dict[str, Any]:
+        one = served[which]
+        return one.predict(decode_upload(io.BytesIO(data), one.reading), branch)
+
+    return predict
 
 
 def example_picture() -> bytes:

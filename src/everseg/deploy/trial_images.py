@@ -23,15 +23,32 @@ from everseg.runs.run_folder import RunFolder
 T = TypeVar("T")
 FEW = 6
 """Number of images for comparing an ONNX file with the model."""
+SKETCHED = 16
+"""Number of images that a model's features are sampled on."""
 
 
 def images_of(folder: str | Path, form: InputForm | None = None) -> tuple[list[np.ndarray], str]:
     """Read a few evenly spread images of a folder with the reading settings of `form`. Also return a description."""
     reading = (form or InputForm()).reading
-    files = _spread(image_files(folder, reading))
+    files = spread(image_files(folder, reading))
     return [
         read_image(path, reading) for path in files
     ], f"{counted(len(files), 'image')} of {Path(folder).name}"
+
+
+def shown_in_tests(
+    folder: RunFolder, overrides: Sequence[str] = (), number: int = FEW
+) -> dict[str, list[np.ndarray]]:
+    """Read some evenly spread test images of a run: domain, or name of the one data set -> its images.
+
+    Raises:
+        ConfigError, DataError: the data cannot be read.
+    """
+    config = stored_config(folder, overrides, kinds=("dataset",))
+    datasets = open_datasets(config.data)
+    return {
+        key: _test_images(dataset, config.scenario.test_split, number) for key, dataset in datasets.items()
+    }
 
 
 def images_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> tuple[list[np.ndarray], str]:
@@ -40,13 +57,7 @@ def images_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> tuple[lis
     If the data cannot be read and no `overrides` name them, generated images are used instead.
     """
     try:
-        config = stored_config(folder, overrides, kinds=("dataset",))
-        datasets = open_datasets(config.data)
-        images = [
-            image
-            for dataset in datasets.values()
-            for image in _test_images(dataset, config.scenario.test_split)
-        ]
+        images = [image for each in shown_in_tests(folder, overrides).values() for image in each]
     except (ConfigError, DataError):
         if overrides:
             raise
@@ -69,16 +80,16 @@ def generated(channels: Channels | None = None) -> tuple[list[np.ndarray], str]:
     return [split.read(i)[0] for i in range(FEW)], text
 
 
-def _test_images(dataset: Dataset, name: str) -> list[np.ndarray]:
+def _test_images(dataset: Dataset, name: str, number: int) -> list[np.ndarray]:
     if name not in dataset.splits:
         raise DataError(f"data set '{dataset.name}' has no split '{name}'")
     split = dataset.splits[name]
-    return [split.read(index)[0] for index in _spread(range(len(split)))]
+    return [split.read(index)[0] for index in spread(range(len(split)), number)]
 
 
-def _spread(items: Sequence[T]) -> list[T]:
-    """Choose a few evenly spread items."""
+def spread(items: Sequence[T], number: int = FEW) -> list[T]:
+    """Choose so many evenly spread items, or all where there are fewer."""
     if not items:
         return []
-    positions = np.unique(np.linspace(0, len(items) - 1, FEW).round().astype(int))
+    positions = np.unique(np.linspace(0, len(items) - 1, number).round().astype(int))
     return [items[position] for position in positions.tolist()]

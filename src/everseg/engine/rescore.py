@@ -254,7 +254,7 @@ def evaluate(
             `scenario.test_split`, `scenario.policy`, `train.eval_batch`, `train.precision`, `train.threads`.
         domain: score only this domain of the run. With other images (`data=...`) it is the domain whose branch they
             go through.
-        infer_domain: choose the branch of every image from the batch-norm statistics of the domains.
+        infer_domain: choose the branch of every image by what the domains look like (`models.branch_choice`).
 
     Returns:
         The scores; on the same data they are exactly those of the run. The notes say which class names of data and

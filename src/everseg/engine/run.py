@@ -63,7 +63,14 @@ from everseg.runs.lock import locked
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_edits import with_branch
-from everseg.runs.model_folder import LINEAGE, load_model, read_lineage, read_model_file, save_model
+from everseg.runs.model_folder import (
+    LINEAGE,
+    load_model,
+    read_domains,
+    read_lineage,
+    read_model_file,
+    save_model,
+)
 from everseg.runs.place import model_folder_at
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
@@ -696,6 +703,7 @@ def place_start(
         about,
         weights,
         _state(source, lineage, chosen),
+        domains=read_domains(source, about.spaces),
         parent=digest,
         documents={Path(LINEAGE).stem: lineage, **({Path(MEMORY).stem: memory.document()} if memory else {})},
         files=copies,

@@ -20,6 +20,7 @@ from everseg.data.batches.samples import Loaded, SampleKey, View
 from everseg.distributed import all_reduce_max, all_reduce_sum, derive_seed
 from everseg.engine.average import MovingAverage
 from everseg.engine.bad_samples import BadSamples
+from everseg.engine.domain_measures import measure_domains
 from everseg.engine.finite import Guard
 from everseg.engine.memory import Choice, Chosen, Shelf
 from everseg.engine.one_pass import OnePass
@@ -310,6 +311,11 @@ class StepJob:
             gathering.run(ctx, self.bad, held, after_training=phase is not None)
             self.raw = gathering.raw
         switches.finish(self.method, ctx)
+        if self.config.data.domains or self.model.domain_statistics:
+            measure_domains(
+                self.model, [view for view in self.views if not view.memory], self.config.data, self.accelerator,
+                batch=self.config.train.eval_batch, note=self.bad.note,
+            )  # fmt: skip
         self.bad.share(self.step.index, self.total)
         if self.config.scenario.memory.size:
             self.chosen = self._choice(ctx).make()

@@ -1,4 +1,4 @@
-"""Testing without domain labels: the model's batch-norm statistics choose the branch of every image."""
+"""Testing without domain labels: the branch of every image is chosen by what the images of the domains look like."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def evaluate_inferred(
     batch: int,
     metrics: Collection[str] = (),
 ) -> tuple[Evaluation, dict[str, Any], dict[str, dict[str, int]]]:
-    """Evaluate every image through the branch whose batch-norm statistics fit it best.
+    """Evaluate every image through the branch whose statistics fit it best (`models.branch_choice`).
 
     Args:
         classes: branch -> names of its outputs in order. All branches are candidates.
@@ -52,7 +52,7 @@ def evaluate_inferred(
         such a prediction as wrong, but do not list "other" as a class.
 
     Raises:
-        ConfigError: the branches do not have separate batch-norm statistics.
+        ConfigError: the branches have no statistics to choose by.
     """
     known = {spelling(name) for names in classes.values() for name in names}
     wider = {

@@ -21,6 +21,9 @@ from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import files_to_predict
 from everseg.display import Picture, Piece, Result, counted, escaped, share
 from everseg.errors import ConfigError, DataError, some
+from everseg.files import real_path
+from everseg.inference.for_tools import MASKS, writer_of
+from everseg.inference.onnx_files import OnnxFiles
 from everseg.inference.pictures import shrink, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.labels import LabelSpace
@@ -34,6 +37,7 @@ from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import load_model
 from everseg.runs.place import model_folder_at
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.signature import require_signature as signed
 from everseg.types import SegOutput
 
 MASK_IDS = "classes.json"
@@ -121,6 +125,10 @@ class Predictions(Result, Sequence[WrittenPrediction]):
     """Name of an image below `out`, without its ending -> branch that predicted it."""
     notes: tuple[str, ...] = ()
     """Which files of the folders were left out, and why."""
+    format: str = MASKS
+    """The form that was asked for. Only masks have `files`."""
+    made: tuple[Path, ...] = ()
+    """What was written in another form."""
 
     @overload
     def __getitem__(self, at: int) -> WrittenPrediction: ...
@@ -133,11 +141,21 @@ class Predictions(Result, Sequence[WrittenPrediction]):
         return len(self.files)
 
     def shown(self) -> Iterator[Piece]:
+        if self.format != MASKS:
+            names = some([str(path) for path in self.made], 4)
+            yield f"{counted(len(self.branches), 'image')} for {self.format}: {names}"
+            return
         yield f"masks and overlays of {counted(len(self), 'image')} in {self.out}; {MASK_IDS} there names the ids"
         for name, written in list(zip(self.branches, self.files, strict=True))[:_PICTURES]:
             yield Picture(partial(_reduced, written.overlay), name)
 
     def to_json(self) -> dict[str, Any]:
+        if self.format != MASKS:
+            images: list[dict[str, Any]] = [
+                {"image": name, "branch": branch} for name, branch in self.branches.items()
+            ]
+            made = {"format": self.format, "made": [str(path) for path in self.made]}
+            return {"out": str(self.out), "images": images, **made, "notes": list(self.notes)}
         return {
             "out": str(self.out),
             "images": [
@@ -169,6 +187,8 @@ class LoadedModel:
         self.form = form or InputForm()
         self.path: Path | None = None
         """Folder that the model was loaded from."""
+        self.onnx: OnnxFiles | None = None
+        """The ONNX files that give its outputs; None = PyTorch does."""
         self.branch_of = {**{branch: branch for branch in spaces}, **(branch_of or {})}
         """Name that `predict` accepts -> branch. The names are the branches and the domains that use them."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -236,7 +256,7 @@ class LoadedModel:
             image: anything that `everseg.data.datasets.decode.read_image` accepts: a path, bytes, a Pillow image, or an
                 array (H, W, 3) uint8 RGB. A model of other channels takes one file or array that holds all of them.
             branch: name of a branch, or of a domain that uses it; default the first branch.
-            infer_domain: choose the branch from the domains' batch-norm statistics.
+            infer_domain: choose the branch by what the images of the domains look like (`models.branch_choice`).
             extra: further maps that the network reads, such as proposals: name -> (H, W) whole numbers, of the image's
                 size.
 
@@ -259,12 +279,10 @@ class LoadedModel:
                 raise DataError(
                     f"{name} of type {values.dtype}: give whole numbers, such as those of a PNG file"
                 )
-        if self.form.resized_to is None:
+        if self.resized_to is None:
             batch = np.array(pixels.transpose(2, 0, 1), order="C")  # (3, H, W)
         else:
-            batch, _ = resize_transform(
-                pixels, np.zeros(pixels.shape[:2], np.uint8), size=self.form.resized_to
-            )
+            batch, _ = resize_transform(pixels, np.zeros(pixels.shape[:2], np.uint8), size=self.resized_to)
         on_device = torch.from_numpy(batch).to(self.device)
         if infer_domain:
             branch = self._infer(on_device)
@@ -290,30 +308,53 @@ class LoadedModel:
         """
         read = {"extra": {name: self._as_input(values) for name, values in maps.items()}} if maps else {}
 
-        def see(part: Tensor) -> SegOutput:
-            return self.model(self._normalised(part), (branch,), **read)[branch]
-
-        readout = self.model.readout
-        if (windows := self.form.windows()) is not None:
+        readout, windows = self.model.readout, self.form.windows()
+        if self.onnx is not None and (readout.merge or readout.residual):
+            # Outputs that are no class are read inside of the graph, so only its mask is complete.
+            if windows is not None:
+                raise ConfigError(
+                    "--precision: this model predicts by windows, and its readout needs outputs that an ONNX file "
+                    "keeps to itself; leave --precision out"
+                )
+            return self.onnx.ids(image, branch, size)
+        if windows is not None:
             return sliding_ids(
-                lambda part: small_values(see(part), readout), image, windows, merged_outputs(readout)
-            )
-        output = see(image[None])
+                lambda part: small_values(self.see(part, branch, **read), readout), image, windows,
+                merged_outputs(readout),
+            )  # fmt: skip
+        output = self.see(image[None], branch, **read)
         if readout.regions:  # each pixel of the image as given looks its region up
             whole = {readout.regions: self._on_device(maps[readout.regions])}
             output = output._replace(features={**output.features, **whole})
         return read_ids(output, readout, size)[0]
 
+    def see(self, image: Tensor, branch: str, **read: Any) -> SegOutput:
+        """Run the network, or its ONNX file, on images (B, 3, h, w) of its input size, as they are stored."""
+        if self.onnx is not None:
+            return SegOutput(self.onnx.logits(image, branch), {})
+        output: SegOutput = self.model(self._normalised(image), (branch,), **read)[branch]
+        return output
+
+    @property
+    def resized_to(self) -> tuple[int, int] | None:
+        """(H, W) that every image is resized to; None if images keep their own size."""
+        return (self.onnx.one_size if self.onnx is not None else None) or self.form.resized_to
+
     def _as_input(self, values: np.ndarray) -> Tensor:
         """Bring a further map to the network's input size, as the pipeline of the data does: (1, h, w)."""
-        if self.form.resized_to is not None:
-            values = resize_nearest(values, *self.form.resized_to)
+        if self.resized_to is not None:
+            values = resize_nearest(values, *self.resized_to)
         return self._on_device(values)
 
     def _on_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.astype(np.int64))[None].to(self.device)
 
     def _infer(self, image: Tensor) -> str:
+        if self.onnx is not None:
+            raise ConfigError(
+                "--infer-domain reads statistics of the PyTorch model; name the domain (--domain), or leave "
+                "--precision out"
+            )
         if (windows := self.form.windows()) is not None:
             return infer_sliding_branch(self.model, self._normalised, image, windows)
         return infer_branch(self.model, self._normalised(image[None]))[0]
@@ -345,20 +386,28 @@ def load(
     *,
     step: int | None = None,
     builder: Any = None,
+    precision: str | None = None,
+    require_signature: str | Path | None = None,
     kind: type[LoadedModel] = LoadedModel,
 ) -> LoadedModel:
     """Load a trained model from a run folder (its last step) or from the folder of a finished step.
 
     Args:
         step: which step of a run; default the last.
+        precision: predict with a bundle's ONNX file of this precision ("fp32", "fp16", "int8"); None = with PyTorch.
+        require_signature: file of the public key that must have signed the bundle (`everseg sign`).
         builder: the builder of your own architecture, if the model is not a built-in one. It is never imported
             automatically.
         kind: the class of the returned object, if it should be a subclass of `LoadedModel`.
 
     Raises:
-        CheckpointError: the model is missing, damaged, or not a model of everseg.
+        CheckpointError: the model is missing, damaged, not a model of everseg, or not signed with the key.
+        ConfigError: there is no ONNX file of that precision.
     """
     path = Path(path)
+    if require_signature is not None:
+        signed(path, require_signature)
+    onnx = None if precision is None else OnnxFiles.of_bundle(path, precision)
     folder = RunFolder(path)
     if folder.is_begun:
         index = folder.chosen_step(step)
@@ -369,6 +418,9 @@ def load(
     model, about = load_model(path, builder)
     loaded = kind(model, about.spaces, about.form, about.domains)
     loaded.path = path
+    if onnx is not None:
+        loaded.onnx, loaded.device = onnx, torch.device("cpu")
+        model.to(loaded.device)
     return loaded
 
 
@@ -382,6 +434,9 @@ def predict(
     domain: str | None = None,
     infer_domain: bool = False,
     extra: Mapping[str, str | Path] | None = None,
+    precision: str | None = None,
+    require_signature: str | Path | None = None,
+    format: str = MASKS,
     quiet: bool = False,
 ) -> Predictions:
     """Predict images and folders of images. Write id masks and overlays.
@@ -392,11 +447,15 @@ def predict(
         out: folder for masks and overlays; created if it does not exist.
         step: which step of a run; default the last.
         domain: the branch for all images; required if the model has several.
-        infer_domain: choose the branch of every image from the domains' batch-norm statistics. The file `domains.json`
+        infer_domain: choose the branch of every image (`models.branch_choice`). The file `domains.json`
             beside the masks lists the choices.
         extra: further maps that the network reads, such as proposals: name -> folder with a map `NAME.png` for each
             image, below it as the image lies below the folder given; one channel, of the image's size.
         builder: the builder of your own architecture, if the model is not a built-in one.
+        precision: as for `load`.
+        require_signature: as for `load`.
+        format: "masks" (id masks and overlays), or what a labelling tool or a map takes instead: "cvat", "coco",
+            "labelstudio", "geotiff" (`everseg.inference.for_tools`).
         quiet: print no progress.
 
     Returns:
@@ -410,13 +469,23 @@ def predict(
             nothing is written. Damage behind a sound header is found when the image is decoded; the results of all
             others are then written.
     """
-    model = load(path, step=step, builder=builder)
-    folders = {name: Path(folder).expanduser().resolve() for name, folder in (extra or {}).items()}
+    model = load(path, step=step, builder=builder, precision=precision, require_signature=require_signature)
+    folders = {name: real_path(Path(folder).expanduser()) for name, folder in (extra or {}).items()}
     model.check_extra(folders, infer_domain)
     model.check_branch(domain, infer_domain)
     out = Path(out)
     written, taken, damaged = [], {}, []
     files, left_out = files_to_predict(images, out, model.form.reading)
+    writer = None
+    if format != MASKS:
+        chosen = (
+            model.spaces
+            if infer_domain
+            else [next(iter(model.spaces)) if domain is None else model.branch_of[domain]]
+        )
+        writer = writer_of(
+            format, out, [model.spaces[branch] for branch in chosen], [image for image, _ in files]
+        )
     _check_maps(folders, [stem for _, stem in files])
     with counting("predicting", quiet=quiet) as advance:
         for number, (image, stem) in enumerate(files):
@@ -426,10 +495,14 @@ def predict(
             except DataError as error:
                 damaged.append(str(error))
             else:
-                results = write_prediction(
-                    out / stem, prediction.ids, prediction.image, background=prediction.background
-                )
-                written.append(WrittenPrediction(*results))
+                if writer is None:
+                    results = write_prediction(
+                        out / stem, prediction.ids, prediction.image, background=prediction.background
+                    )
+                    written.append(WrittenPrediction(*results))
+                else:
+                    name = stem.with_name(stem.name + image.suffix).as_posix()
+                    writer.add(name, prediction.ids, prediction.classes, image)
                 taken[stem.as_posix()] = prediction.branch
             advance(number + 1, len(files))
     if not taken:
@@ -438,10 +511,12 @@ def predict(
         )
     used = dict.fromkeys(taken.values())
     names = {b: {str(i): name for i, name in enumerate(model.spaces[b].names)} for b in used}
+    made = () if writer is None else tuple(writer.finish())
     if infer_domain:
         write_json(out / "domains.json", taken)
-    write_json(out / MASK_IDS, names if infer_domain else names[next(iter(used))])
+    if writer is None:
+        write_json(out / MASK_IDS, names if infer_domain else names[next(iter(used))])
     if damaged:
-        head = f"{counted(len(damaged), 'unreadable image')}; the other {len(written)} are written to {out}:"
+        head = f"{counted(len(damaged), 'unreadable image')}; the other {len(taken)} are written to {out}:"
         raise DataError("\n  ".join([head, *damaged, *left_out]))
-    return Predictions(out, tuple(written), taken, tuple(left_out))
+    return Predictions(out, tuple(written), taken, tuple(left_out), format, made)

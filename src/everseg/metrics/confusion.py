@@ -233,7 +233,9 @@ class ConfusionMatrix:
                     values[bad & (values != self.ignored) if name == "label" else bad]
                 ).tolist()
             listed = ", ".join(str(value) for value in seen[:5]) + (", ..." if len(seen) > 5 else "")
-            found.append(f"{int(counts.sum())} pixels have a {name} of {listed}, expected {allowed}")
+            found.append(
+                f"{counted(int(counts.sum()), 'pixel', 'has', 'have')} a {name} of {listed}, expected {allowed}"
+            )
         raise ValueError("ConfusionMatrix: " + "; ".join(found))
 
 

@@ -23,6 +23,7 @@ from everseg.models.blocks import (
     Restructured,
     is_norm,
 )
+from everseg.models.domain_statistics import DomainStatistics
 from everseg.models.heads import GrowingHead, Growth, Head, HeadOutput, background_layer, last_layer
 from everseg.models.kinds import KINDS
 from everseg.models.open_sizes import sizes_at_hand
@@ -63,6 +64,8 @@ class SegmentationModel(nn.Module):
 
     Attributes:
         readout: how the outputs become classes. It is no part of the description; model folders hold it beside it.
+        domain_statistics: branch -> what its training images look like, where the choice of a branch needs that
+            (`branch_choice`). Model folders hold it in a file of its own.
     """
 
     def __init__(
@@ -85,11 +88,17 @@ class SegmentationModel(nn.Module):
         self.changes: list[str] = []
         self.frozen = Frozen()
         self.readout = Readout()
+        self.domain_statistics: dict[str, DomainStatistics] = {}
 
     @property
     def branches(self) -> tuple[str, ...]:
         """Names of the branches in the order they were met."""
         return tuple(self.heads)
+
+    @property
+    def is_by_branch(self) -> bool:
+        """Whether the encoder has parts per branch, and so is run once for each."""
+        return _by_branch(self.encoder)
 
     @property
     def parameter_count(self) -> int:

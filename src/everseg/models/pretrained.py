@@ -301,7 +301,8 @@ def _convert_gammas(encoder: nn.Module, state: dict[str, Tensor], from_abn: bool
     negative = sum(int((state[f"{name}.weight"] < 0).sum()) for name in absolute)
     if negative:
         raise CheckpointError(
-            f"{where}: {negative} norm weights are negative, which norm 'iabn' cannot express; use model.norm=abn"
+            f"{where}: {counted(negative, 'norm weight', 'is', 'are')} negative, which norm 'iabn' cannot express; "
+            "use model.norm=abn"
         )
     for name in absolute:
         # A gamma below 1e-5 becomes w = 0, the smallest that |w| + 1e-5 can express.

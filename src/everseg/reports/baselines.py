@@ -9,6 +9,7 @@ from everseg.config.fields import RunConfig
 from everseg.config.loading import identity, to_json
 from everseg.display import in_percent
 from everseg.errors import EversegError, some
+from everseg.files import real_path
 from everseg.labels import spelling
 from everseg.metrics import defined_mean, relative_drop
 from everseg.runs.results import Results, Track
@@ -91,7 +92,7 @@ def _data(config: RunConfig, domains: Sequence[str]) -> Any:
 
 def _neighbours(results: Results) -> Iterator[Results]:
     """List the other runs in the folder that contains a run, by name."""
-    own = results.folder.path.resolve()
+    own = real_path(results.folder.path)
     for path in sorted(own.parent.glob(f"*/{RECORD}")):
         if path.parent != own:
             yield Results(RunFolder(path.parent))

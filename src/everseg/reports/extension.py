@@ -6,8 +6,9 @@ design. So the report says "not measured" instead of scores that would count rig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from everseg.display import in_percent, percent, share
 from everseg.errors import some
@@ -16,6 +17,9 @@ from everseg.reports.numbers import Rows
 from everseg.runs.results import OnNew, Results, StepResults, Taught
 
 NOT_MEASURED = "not measured"
+ROUNDING = 1e-6
+"""What a share may lack of its limit: the scores have a small number in their denominators (`metrics.scores.EPS`), so
+that equal models agree on a share just below 1."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,23 @@ def _old(told: Told) -> str:
     return "; ".join(said)
 
 
+def gate_line(kept: Mapping[str, Any]) -> str:
+    """What the gate said of an extension; "" if nothing was asked.
+
+    Args:
+        kept: as `StepResults.kept` gives it. Runs of earlier versions hold what was asked for, and no sentence.
+    """
+    asked, left = kept.get("gate"), kept.get("share")
+    if kept.get("verdict") is not None or asked is None:
+        return str(kept.get("verdict") or "")
+    whole = f"at least {percent(asked)} % was asked for"
+    if left is None:
+        return f"FAIL, it is not known how much of the old classes' quality is left, {whole}"
+    if left < asked - ROUNDING:
+        return f"FAIL, {percent(left)} % of the old classes' quality is left, {whole}"
+    return f"PASS, {whole}"
+
+
 def cards(told: Told) -> list[tuple[str, str, str]]:
     """Summarise the extension in a few numbers: (label, value, explanation)."""
     found = [
@@ -123,7 +144,7 @@ def notes(told: Told, method: str) -> list[str]:
         method: name of the run's method.
     """
     said = [f"{text[:1].upper()}{text[1:]}." for text in [told.step.kept.get("text", "")] if text]
-    if verdict := told.step.kept.get("verdict"):
+    if verdict := gate_line(told.step.kept):
         said.append(f"Gate: {verdict}.")
     if method == "complete" and told.hidden:
         said.append(

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.display import OnceADictionary, Piece, for_files, percent, points
@@ -99,7 +101,7 @@ def write_report(
     per_class = [] if data is None else data.classes_per_step
     made = assemble(results, drop, per_class, notes, picture_grid.alternating(looked))
     made.grid_rule = picture_grid.rule(looked, config.seed, made.words)
-    features = picture_grid.stored_features(results.folder.path)
+    features = picture_grid.stored_features(results.folder.path, made.notes)
     made.change_legend = picture_grid.change_legend(made.words)
     for side, rows in [*((side, 2) for side in _SIDES), (_SIDES[-1], 1), (0, 0)]:
         shown = replace(made, notes=list(made.notes))
@@ -224,6 +226,11 @@ def assemble(
     notes += [*_state_notes(results), *filter(None, [results.journal_faults])]
     joint = joint_beside(results, notes) if results.is_complete() else None
     curves = curves_of(results.journal)
+    try:
+        images = results.steps[-1].images
+    except EversegError as error:  # every other number is of the counts over all images
+        images = {}
+        notes.append(f"There are no scores of single images: {error}")
     result = page.Page(
         name=stored.name,
         sentence="" if extends else numbers.sentence(kind, tracks, taught=results.taught, domains=several),
@@ -231,7 +238,15 @@ def assemble(
         cards=_domain_cards(tracks, drop) if several or len(tracks) > 1 else _cards(kind, tracks[0]),
         notes=notes,
         parts=[
-            _part(track, len(tracks) > 1, number, joint, kind, _before(results, track) if extends else None)
+            _part(
+                track,
+                len(tracks) > 1,
+                number,
+                joint,
+                kind,
+                _before(results, track) if extends else None,
+                images.get(track.name),
+            )
             for number, track in enumerate(tracks)
         ],
         training=figures.training_charts(curves, "training") if curves else [],
@@ -278,6 +293,7 @@ def _add_extension(result: page.Page, results: Results) -> None:
             # Pixels without a label may show old classes: only what the new classes are taken for is known.
             part.charts = figures.flow_charts(track, part.key, [new.name for new in one.taught])
             part.confusion, part.counts = None, []
+            part.images = part.class_images = []
 
 
 def _add_domains(result: page.Page, results: Results, drop: Mapping[str, Any] | None) -> None:
@@ -437,8 +453,14 @@ def _part(
     joint: tuple[str, Mapping[str, Track]] | None,
     kind: Kind,
     before: Mapping[str, float | None] | None,
+    images: np.ndarray | None,
 ) -> page.Part:
-    """Put the results under one name together; `before` is the IoU per class of the deployed model in extensions."""
+    """Put the results under one name together.
+
+    Args:
+        before: in extensions the IoU per class of the deployed model.
+        images: counts of each test image after the last step (`StepResults.images`), if they are stored.
+    """
     key = f"part{number}"
     bound = joint[1][track.name] if joint else None
     charts = [
@@ -461,6 +483,8 @@ def _part(
         turns=numbers.turn_rows(track),
         counts=numbers.count_rows(track),
         confusion=numbers.confusion(track),
+        images=numbers.image_rows(images),
+        class_images=numbers.class_image_rows(images, track),
         charts=[chart for chart in charts if chart is not None],
     )
 
@@ -510,6 +534,7 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
                   f"{stem}forgetting": part.groups,
                   f"{stem}confusion-rises": part.turns,
                   f"{stem}confusion-counts": part.counts,
+                  f"{stem}images": part.images, f"{stem}images-per-class": part.class_images,
                   f"{stem}plop-rule": part.reporting}  # fmt: skip
         found |= {f"{stem}{chart.key.rpartition('-')[2]}": chart.rows for chart in part.charts if chart.rows}
     for number, one in enumerate(made.comparable, 1):

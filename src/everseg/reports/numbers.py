@@ -14,7 +14,7 @@ import numpy as np
 
 from everseg.display import in_percent, percent, share
 from everseg.errors import some
-from everseg.metrics import defined_mean
+from everseg.metrics import defined_mean, image_statistics
 from everseg.metrics.scores import checked_counts
 from everseg.reports.kinds import Kind
 from everseg.reports.published import Match
@@ -404,6 +404,38 @@ class Turn:
     @property
     def rise(self) -> float:
         return self.share - (self.before or 0.0)
+
+
+def image_rows(images: np.ndarray | None) -> Rows:
+    """Make a row per score of single images: mean, median and lowest over the images, in percent.
+
+    Args:
+        images: (N, 3, C), as `metrics.image_statistics` takes them; None gives no rows.
+    """
+    if images is None or len(images) < 2:
+        return []
+    found = image_statistics(images)
+    return [
+        {"score": name, **{key: in_percent(found[score][key]) for key in ("mean", "median", "lowest")}}
+        for name, score in (("IoU", "iou"), ("Dice", "dice"))
+    ]
+
+
+def class_image_rows(images: np.ndarray | None, track: Track) -> Rows:
+    """Make a row per class: its scores over the images that show it, and in how many others it is found."""
+    if images is None or len(images) < 2:
+        return []
+    found = image_statistics(images)
+    return [
+        {
+            "class": name,
+            "images that show it": found["class_images"][c],
+            **{f"IoU: {key}": in_percent(found["class_iou"][key][c]) for key in ("mean", "median", "lowest")},
+            "Dice: mean": in_percent(found["class_dice"]["mean"][c]),
+            "other images where it is found": found["class_false_alarms"][c],
+        }
+        for c, name in enumerate(track.space.names)
+    ]
 
 
 def flows(counts: np.ndarray, group_of: Sequence[int], background: int | None) -> list[Flow]:

@@ -107,6 +107,10 @@ class Part:
     """The confusion matrix after the last step; None with a single class."""
     joint: str = ""
     """Name of the joint run whose row ends the matrix; "" where none is known."""
+    images: Rows = field(default_factory=list)
+    """Scores of single images over all classes; [] where the counts of images are not stored."""
+    class_images: Rows = field(default_factory=list)
+    """The same class by class."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ from everseg.runs.results import Results, source_name
 
 def preset_of(name: str) -> str | None:
     """Return the preset of the same name as a run, or None."""
-    return name if name in presets.names(every=True) else None
+    return name if presets.is_preset(name) else None
 
 
 def deviations(config: RunConfig) -> list[str]:

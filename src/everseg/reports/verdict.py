@@ -17,6 +17,7 @@ from everseg.display import counted, percent, share
 from everseg.errors import EversegError, some
 from everseg.files import UnreadableError, check_regular
 from everseg.metrics import defined_mean
+from everseg.reports.extension import gate_line
 from everseg.reports.figures import Curves
 from everseg.reports.kinds import Kind
 from everseg.runs.model_folder import WEIGHTS
@@ -86,7 +87,7 @@ def verdict(
         return _each(results, lambda track: check(track, _new(results, track, kind)))
 
     checks: list[Callable[[], list[Finding]]] = [
-        lambda: _each(results, lambda track: at_zero(track, kind)),
+        lambda: over(lambda track, new: at_zero(track, new, kind)),
         lambda: [] if kind in (Kind.JOINT, Kind.FIRST, Kind.SINGLE) else _old(results, kind),
         lambda: over(lambda track, new: below_its_share(track, new, kind)),
         lambda: over(lambda track, new: flooding(results, track, new)),
@@ -146,7 +147,7 @@ def _teach_more(kind: Kind) -> str:
     return f"Train longer ({epochs}), or weigh rare classes (scenario.class_weights=computed)"
 
 
-def at_zero(track: Track, kind: Kind) -> Finding | None:
+def at_zero(track: Track, new: Sequence[int], kind: Kind) -> Finding | None:
     """Whether a class that test images show is not found at all, and whether it was when it was learnt."""
     ious, called = _ious(track), track.counts[-1].sum(axis=0)
     real = [c for c, iou in enumerate(ious) if iou is not None and c != track.background]
@@ -166,6 +167,12 @@ def at_zero(track: Track, kind: Kind) -> Finding | None:
     if forgotten:
         said += f"; found when learnt, and forgotten since: {some([names[c] for c in forgotten], 6)}"
     advice = "See below what their pixels are taken for"
+    if kind in (Kind.EXTENSION, Kind.REFINEMENT) and (old := [c for c in gone if c not in new]):
+        known = some([names[c] for c in old], 6)
+        advice += (
+            f". The deployed model knew {known}: keep it, or extend again with everseg extend --how thorough"
+        )
+        forgotten = [*{*forgotten, *old}]
     if len(forgotten) < len(gone):
         advice += f". {_teach_more(kind)}, and see whether the labels of these classes are right (everseg data check)"
     return Finding(Light.RED, "classes at 0", said, advice)
@@ -181,8 +188,7 @@ def _old(results: Results, kind: Kind) -> list[Finding]:
                 Light.AMBER, "old classes", "nothing says how much of the old classes is left",
                 "Give images with labels of old classes (everseg extend --old-val DATA)",
             )]  # fmt: skip
-        gate = str(kept.get("verdict") or "")
-        light = Light.RED if gate.startswith("FAIL") else _light(1 - float(kept["share"]), FALLEN)
+        light = Light.RED if gate_line(kept).startswith("FAIL") else _light(1 - float(kept["share"]), FALLEN)
         said = f"{percent(kept['share'])} % of the old classes' quality is left, {kept['how']}"
         advice = "Keep the deployed model, or extend again with everseg extend --how thorough"
         return [Finding(light, "old classes", said, "" if light is Light.GREEN else advice)]

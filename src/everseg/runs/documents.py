@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from everseg.runs.commit import is_file_name
 from everseg.runs.shapes import (
     COUNT,
     FLAG,
@@ -158,6 +159,21 @@ _PARITY = entries(
     {"source": TEXT, "sizes": many(many(COUNT)), "logit_difference": NUMBER, "equal_pixels": NUMBER},
     {"one_size": FLAG},
 )
+_REDUCED = entries(
+    {
+        "file": TEXT,
+        "bytes": COUNT,
+        "full_bytes": COUNT,
+        "images": COUNT,
+        "source": TEXT,
+        "calibrated_on": TEXT,
+        "measure": TEXT,
+        "full": NUMBER,
+        "reduced": NUMBER,
+        "equal_pixels": NUMBER,
+        "classes": named(many(or_none(NUMBER))),
+    }
+)
 LINEAGE = entries(
     {
         "steps": one("the number of steps", lambda value: type(value) is int and 0 <= value < 2**31),
@@ -178,12 +194,16 @@ LINEAGE = entries(
     },
     {
         "parity": named(_PARITY),
+        "reduced": named(named(_REDUCED)),
         "final": or_none(TEXT),
         "method": or_none(TEXT),
         "source": or_none(TEXT),
     },
 )
 """lineage.json of a bundle."""
+
+SIGNATURE = entries({"format": COUNT, "signatures": many(entries({"key": SHA256, "signature": TEXT}))})
+"""SIGNATURE.json of a bundle."""
 
 _GROUP = entries({"params": many(TEXT)})
 STATE = entries(
@@ -202,3 +222,25 @@ STATE = entries(
     },
 )
 """state.json of a checkpoint."""
+
+FILE_NAME = one("the name of a file beside it", is_file_name)
+DRIFT = entries(
+    {
+        "before": COUNT,
+        "after": COUNT,
+        "pictures": many(FILE_NAME),
+        "classes": many(
+            entries(
+                {
+                    "domain": TEXT,
+                    "class_name": TEXT,
+                    "pixels": COUNT,
+                    "relative": or_none(NUMBER),
+                    "accuracy_before": NUMBER,
+                    "accuracy_after": NUMBER,
+                }
+            )
+        ),
+    }
+)
+"""drift.json of `everseg features`."""

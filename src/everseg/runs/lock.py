@@ -17,18 +17,21 @@ falls between this look and the write itself cannot be seen.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import stat
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from everseg.errors import ConfigError
+from everseg.errors import CheckpointError, ConfigError
+from everseg.files import UnreadableError, json_of, real_path
 from everseg.runs import commit
 
 BEAT = 5.0
@@ -36,6 +39,10 @@ BEAT = 5.0
 LEASE = 60.0
 """Seconds without a sign of life after which another machine may take a lock over."""
 FILE = "LOCK"
+_MOST = 65_536
+"""Most bytes of it that are read; one of everseg has a few hundred."""
+_MOST_TIMES = 10
+"""A lock may state so many times the seconds that everseg has by itself; more would hold up a run for days."""
 _HELD: dict[Path, bytes] = {}
 """The locks that this process holds."""
 
@@ -52,8 +59,8 @@ class _Found:
     def owner(self) -> dict[str, Any]:
         """What the holder wrote about itself; {} if the file is empty or damaged."""
         try:
-            told = json.loads(self.data)
-        except ValueError:
+            told = json_of(self.data)
+        except UnreadableError:
             return {}
         return told if isinstance(told, dict) else {}
 
@@ -64,9 +71,11 @@ class _Found:
         return f"process {owner.get('pid')} on host {owner.get('host')}" if owner else "an unknown process"
 
     def seconds(self, key: str, default: float) -> float:
-        """A length of time that the holder stated: it may be of another version, with other ones."""
+        """A length of time that the holder stated: it may be of another version, with other ones, but not any."""
         value = self.owner.get(key)
-        return value if isinstance(value, int | float) and 0 < value < 1e6 else default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            return default
+        return min(value, _MOST_TIMES * default)
 
 
 @contextlib.contextmanager
@@ -78,9 +87,9 @@ def locked(folder: Path, say: Callable[[str], None] = lambda text: None) -> Iter
 
     Raises:
         ConfigError: another live process holds it; or, from a write inside, another process has taken it over.
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written, or a link in it leads a write out of it.
     """
-    path = folder / FILE
+    path, root = folder / FILE, real_path(folder)
     mine = json.dumps({**_myself(), "token": uuid.uuid4().hex, "beat": BEAT, "lease": LEASE}).encode()
     with commit.writing(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,8 +103,14 @@ def locked(folder: Path, say: Callable[[str], None] = lambda text: None) -> Iter
                 _remove(path, found.data)
 
     def guard(target: Path) -> None:
-        if target.is_relative_to(folder):
-            _check(path, mine)
+        if not target.is_relative_to(folder):
+            return
+        _check(path, mine)
+        # Whoever made the folder may have put links into it.
+        if not real_path(target).is_relative_to(root):
+            raise CheckpointError(
+                f"{target}: a link leads out of {folder}, where nothing is written; put a folder in its place"
+            )
 
     ended = threading.Event()
     beats = threading.Thread(target=_beat, args=(path, mine, ended), name="everseg-lock", daemon=True)
@@ -142,8 +157,8 @@ def _beat(path: Path, mine: bytes, ended: threading.Event) -> None:
     """Touch the lock again and again, until it is released or lost."""
     while not ended.wait(BEAT):
         # A file system that does not answer now may answer later.
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            if file.read() != mine:
+        with contextlib.suppress(OSError, CheckpointError), _opened(path) as file:
+            if file.read(_MOST) != mine:
                 return
             os.utime(file.fileno())  # of the open file: the name may belong to another lock by now
 
@@ -177,13 +192,35 @@ def _create(path: Path, data: bytes) -> bool:
 
 
 def _read(path: Path) -> _Found | None:
-    """Read the lock; None if there is none."""
+    """Read the lock; None if there is none.
+
+    Raises:
+        CheckpointError: it is no regular file, so everseg has not made it.
+    """
     try:
-        # Opening makes a network file system ask its server. The answer to a mere `stat` may be a minute old.
-        with path.open("rb") as file:
-            return _Found(file.read(), os.fstat(file.fileno()).st_mtime_ns)
+        with _opened(path) as file:
+            return _Found(file.read(_MOST), os.fstat(file.fileno()).st_mtime_ns)
     except FileNotFoundError:
         return None
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open the lock, if it is a regular file; a FIFO would be waited for, and a link may lead anywhere.
+
+    It is opened at once, because that makes a network file system ask its server. The answer to a mere `stat` may be a
+    minute old.
+    """
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_BINARY"))
+    try:
+        file = os.fdopen(os.open(path, flags), "rb")
+    except OSError as error:
+        if not path.is_symlink() and error.errno not in (errno.EISDIR, errno.ENXIO):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+    raise CheckpointError(f"{path}: is not a regular file, so it is no lock of everseg; move it away")
 
 
 def _remove(path: Path, data: bytes) -> None:

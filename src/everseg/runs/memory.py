@@ -20,7 +20,7 @@ from everseg.data.batches.selection import Candidate
 from everseg.data.channels import Channels
 from everseg.data.datasets.decode import MaskCoding, Reading, decode_mask, open_inside, open_picture
 from everseg.errors import CheckpointError, DataError, some
-from everseg.files import MB, MOST_LIST, UnreadableError, array_of
+from everseg.files import MB, MOST_LIST, UnreadableError, array_of, real_path
 from everseg.runs.commit import Committed, is_file_name, read_committed, read_document
 
 FILE = "memory.json"
@@ -230,7 +230,7 @@ class CopiedSplit:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         _, copy, folder = self.places[index]
         if copy.image.endswith(".npy"):
-            with open_inside(folder.resolve(), copy.image) as file:
+            with open_inside(real_path(folder), copy.image) as file:
                 try:
                     image = array_of(file, os.fstat(file.fileno()).st_size, MOST_COPY)
                 except UnreadableError as error:
@@ -269,7 +269,7 @@ class CopiedMaps:
 
 
 def _read_png(folder: Path, name: str, *, rgb: bool = False) -> np.ndarray:
-    with open_inside(folder.resolve(), name) as file:
+    with open_inside(real_path(folder), name) as file:
         picture = open_picture(file, folder / name, Reading())
         if rgb:
             return np.asarray(picture.convert("RGB"))

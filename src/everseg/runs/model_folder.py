@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.labels import IGNORED_WIDE, LabelSpace, known_as, spelling
 from everseg.models.build import ARCHITECTURES, from_description
+from everseg.models.domain_statistics import DomainStatistics, of_tensors, to_tensors
 from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
 from everseg.models.stored import Sizes
@@ -36,6 +37,12 @@ may have another meaning.
 
 A new key does not raise the number: this everseg keeps keys that it does not know, and ignores them."""
 WEIGHTS = "model.safetensors"
+DOMAINS = "domains.safetensors"
+"""File of what the images of each branch look like; see `everseg.models.domain_statistics`. Most models have none."""
+SKETCH = "sketch.safetensors"
+"""File in which a bundle keeps samples of its features (`everseg.runs.sketch`)."""
+PRECISIONS = ("fp32", "fp16", "int8")
+"""Precisions of the weights of an ONNX file; the first is that of the model."""
 LINEAGE = "lineage.json"
 """File in which a bundle records how its model was made."""
 MOST_IDS = IGNORED_WIDE
@@ -91,6 +98,8 @@ class ModelFile:
     """The classes under their lasting ids; bundles only."""
     onnx: Mapping[str, str] = field(default_factory=dict)
     """Branch -> name of its ONNX file in the same folder; {} without ONNX files."""
+    reduced: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Branch -> precision ("fp16", "int8") -> name of a smaller ONNX file of it; {} where none was asked for."""
     readout: Readout = field(default_factory=Readout)
     """How the outputs become classes."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
@@ -133,7 +142,14 @@ class ModelFile:
             entry["formerly"] = dict(space.formerly)
         if self.registry is None:
             return entry
-        return {**entry, "ids": self.registry.ids(space), "onnx": self.onnx.get(name)}
+        reduced = {"reduced": dict(self.reduced[name])} if self.reduced.get(name) else {}
+        return {**entry, "ids": self.registry.ids(space), "onnx": self.onnx.get(name), **reduced}
+
+    def onnx_files(self, precision: str) -> dict[str, str]:
+        """Branch -> name of its ONNX file of a precision, of the branches that have one."""
+        if precision == PRECISIONS[0]:
+            return dict(self.onnx)
+        return {branch: files[precision] for branch, files in self.reduced.items() if precision in files}
 
 
 # ---------------------------------------------------------------- folders
@@ -155,7 +171,9 @@ def save_model(
     weights: Mapping[str, Tensor],
     method_state: Mapping[str, Tensor] | None = None,
     *,
+    domains: Mapping[str, DomainStatistics] | None = None,
     raw: Mapping[str, Tensor] | None = None,
+    sketch: Mapping[str, Tensor] | None = None,
     parent: str | None = None,
     documents: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes | Callable[[], bytes]] | None = None,
@@ -166,7 +184,9 @@ def save_model(
         folder: the folder to make; see `everseg.runs.commit.save_folder`.
         weights: the model's `state_dict`.
         method_state: state that the method carries from step to step.
+        domains: the model's `domain_statistics`.
         raw: where `weights` are a moving average, the weights that training left. Nothing reads them back.
+        sketch: samples of the features (`everseg.runs.sketch.tensors`).
         parent: digest of the folder that this one continues.
         documents: file name without ending -> JSON value of a further file.
         files: file name -> bytes of any other file, or what makes them when they are written.
@@ -174,9 +194,18 @@ def save_model(
     Returns:
         The folder's digest.
     """
+    further = {
+        "raw": raw,
+        Path(DOMAINS).stem: to_tensors(domains) if domains else None,
+        Path(SKETCH).stem: sketch or None,
+    }
     return save_folder(
         folder,
-        {"model": weights, "method_state": method_state or {}, **({} if raw is None else {"raw": raw})},
+        {
+            "model": weights,
+            "method_state": method_state or {},
+            **{name: values for name, values in further.items() if values is not None},
+        },
         {FILE.removesuffix(".json"): about.document(), **(documents or {})},
         parent=parent,
         files=files,
@@ -211,8 +240,25 @@ def load_model(
         raise CheckpointError(f"{folder}: {error}") from error
     load_strictly(model, state, str(folder))
     model.readout = about.readout
+    model.domain_statistics = read_domains(folder, model.branches)
     model.eval()
     return model, about
+
+
+def read_domains(folder: Path, branches: Collection[str]) -> dict[str, DomainStatistics]:
+    """Read what the images of each branch look like; {} if the folder does not say it.
+
+    Args:
+        branches: those of the model.
+
+    Raises:
+        CheckpointError: the file is changed or damaged, or of another model.
+    """
+    committed = read_committed(folder)
+    if DOMAINS not in committed.files:
+        return {}
+    path = folder / DOMAINS
+    return of_tensors(load_tensors(path, committed.read(DOMAINS)), branches, str(path))
 
 
 def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -361,6 +407,7 @@ class _Reader:
             self._plain("source", str, "", "a text"),
             registry,
             {} if registry is None else self._onnx(branches),
+            {} if registry is None else self._reduced(branches),
             readout,
             {key: value for key, value in self.stored.items() if key not in self.KNOWN},
         )
@@ -485,9 +532,24 @@ class _Reader:
     def _onnx(self, branches: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         found = {name: entry["onnx"] for name, entry in branches.items() if entry.get("onnx") is not None}
         for name, file in found.items():
-            if not isinstance(file, str) or re.fullmatch(r"\.*|.*[/\\\0].*", file, re.DOTALL):
-                self.problems.append(f"branches.{name}.onnx: expected the name of a file beside this one")
+            self._file(f"branches.{name}.onnx", file)
         return found
+
+    def _reduced(self, branches: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+        found = {name: entry["reduced"] for name, entry in branches.items() if entry.get("reduced")}
+        for name, files in found.items():
+            if not isinstance(files, dict) or not set(files) <= set(PRECISIONS[1:]):
+                self.problems.append(
+                    f"branches.{name}.reduced: expected files of {' and '.join(PRECISIONS[1:])}"
+                )
+                continue
+            for precision, file in files.items():
+                self._file(f"branches.{name}.reduced.{precision}", file)
+        return found
+
+    def _file(self, key: str, file: Any) -> None:
+        if not isinstance(file, str) or re.fullmatch(r"\.*|.*[/\\\0].*", file, re.DOTALL):
+            self.problems.append(f"{key}: expected the name of a file beside this one")
 
 
 def _is_list_of(value: Any, kind: type) -> bool:

@@ -235,8 +235,8 @@ class RunFolder:
 
         The caller must hold the lock of the run.
         """
-        with writing(self.path):
-            for folder in (self.path, *self.path.glob("steps/[0-9]*")):
+        for folder in (self.path, *self.path.glob("steps/[0-9]*")):
+            with writing(folder):
                 remove_leftovers(folder)
 
     def save_final(
@@ -268,8 +268,8 @@ class RunFolder:
         )
         documents = {} if memory is None else {Path(MEMORY).stem: memory.document()}
         save_model(
-            self.final(step.index), about, model.state_dict(), method_state, raw=raw, parent=parent,
-            documents=documents, files=copies,
+            self.final(step.index), about, model.state_dict(), method_state, domains=model.domain_statistics, raw=raw,
+            parent=parent, documents=documents, files=copies,
         )  # fmt: skip
 
     def load_final(

@@ -179,11 +179,19 @@ def _label(source: str) -> str:
     """Return the first part of the runs' names: the preset without its method, or the file's stem."""
     if source.endswith((".yaml", ".yml")) or "/" in source:
         return _slug(Path(source).stem)
-    return _slug(presets.without_method(source) if source in presets.names(every=True) else source)
+    preset, network = presets.split(source)
+    return _slug(presets.without_method(preset) + network if presets.is_preset(source) else source)
 
 
 def _origin(source: str, method: str, task: str | None) -> tuple[str, list[str]]:
     """Return the preset (or file) of one run, and the overrides that make it this run."""
+    preset, network = presets.split(source)
+    found, changes = _without_network(preset, method, task)
+    return found + network, changes
+
+
+def _without_network(source: str, method: str, task: str | None) -> tuple[str, list[str]]:
+    """The same for a source that names no network."""
     known = presets.names(every=True)
     preset: str | None = source
     if not (source.endswith((".yaml", ".yml")) or "/" in source or Path(source).is_file()):

@@ -59,11 +59,12 @@ def ray(
         engine = importlib.import_module("ray")
     except ImportError:
         raise ConfigError("--ray needs Ray: pip install 'everseg[ray]'") from None
-    with stopping():
-        ours = not engine.is_initialized()
+    ours = not engine.is_initialized()
+    try:
         if ours:
             _connect(engine)
-        try:
+        # Only now: Ray's core takes SIGTERM for itself while it starts, and would end this process with a core dump.
+        with stopping():
             nodes = [node for node in engine.nodes() if node.get("Alive", True)]
             kept = {
                 run.name: _kept(run, cpus or run.config.train.threads or threads, gpus, nodes)
@@ -92,9 +93,9 @@ def ray(
                     engine.cancel(reference, force=False)  # a task that has ended is left as it is
                 wait(futures)
                 raise
-        finally:
-            if ours:
-                engine.shutdown()
+    finally:
+        if ours:
+            engine.shutdown()
 
 
 def _connect(engine: Any) -> None:
@@ -231,7 +232,10 @@ def _on_a_node(command: list[str], threads: int, given: Mapping[str, Any]) -> Ou
     kept = {name: value for name, value in os.environ.items() if not _PASSED_ON.fullmatch(name)}
     environment = {**kept, **given["environment"]}
     try:
-        done = run_process(command, given["log"], threads, folder=given["folder"], environment=environment)
+        done = run_process(
+            [command[0], "-c", process.RELAY, *command], given["log"], threads, folder=given["folder"],
+            environment=environment,
+        )  # fmt: skip
     except OSError as error:
         done = {"exit_code": 4, "error": f"node {host} could not start the run: {error}"}
     return {**done, "host": host}

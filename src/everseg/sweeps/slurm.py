@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from everseg.errors import EversegError
+from everseg.files import real_path
 from everseg.runs.commit import write_bytes
 from everseg.sweeps.plan import GridRun, donor
 
@@ -113,7 +114,7 @@ def _leader(run: GridRun, before: Sequence[GridRun], runs: Sequence[GridRun]) ->
 
 def _script(runs: Sequence[GridRun], command: Sequence[str], out: Path, threads: int) -> str:
     names = "\n".join(f"  {shlex.quote(run.name)}" for run in runs)
-    logs = shlex.quote(str((out / "logs").resolve() / "slurm-%A-%a.out"))
+    logs = shlex.quote(str(real_path(out / "logs") / "slurm-%A-%a.out"))
     return (
         "#!/bin/bash\n"
         "#SBATCH --job-name=everseg-sweep\n"

@@ -2,7 +2,8 @@
 
 Names read `<data>-<task>[-<protocol>]-<method>`: voc-15-5-mib, voc-15-1-overlapped-mib, ade-100-50b-lwf,
 voc-15-5-joint (all classes at once, scored in the task's groups), voc-offline-ft; and over domains
-`<domains>-<method>`: cs-bdd-idd-mdil, camvid-day-dusk-ft, camvid-mixed-mdil+mib (classes and domains).
+`<domains>-<method>`: cs-bdd-idd-mdil, camvid-day-dusk-ft, camvid-mixed-mdil+mib (classes and domains). Behind one of
+the former may stand a network of later papers: voc-15-1-mib@swin-b.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from everseg.errors import ConfigError, near_miss
 PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")
 JOINT = "joint"
 OFFLINE = "offline"
+NETWORK = "@"
+"""Stands between a preset and a network."""
 MIXED_METHODS = ("mdil+mib", "mdil", "mib", "ft", "multi")
 
 
@@ -117,6 +120,27 @@ def names(*, every: bool = False) -> list[str]:
     """
     tables = (_table(), _domain_table())
     return [name for table in tables for name, preset in table.items() if every or preset.listed]
+
+
+def is_preset(name: str) -> bool:
+    """Whether a preset has this name, with or without a network behind it."""
+    return split(name)[0] in _all_names()
+
+
+def split(name: str) -> tuple[str, str]:
+    """Take a network off the end of a name: ("voc-15-1-mib", "@swin-b"); the second is "" where there is none."""
+    preset, sign, network = name.rpartition(NETWORK)
+    return (preset, sign + network) if sign and network in _part("networks") else (name, "")
+
+
+@cache
+def _all_names() -> frozenset[str]:
+    return frozenset(names(every=True))
+
+
+def networks() -> dict[str, str]:
+    """Networks that may stand behind a preset's name, and what they are."""
+    return {name: str(own["about"]) for name, own in _part("networks").items()}
 
 
 @dataclass(frozen=True)
@@ -223,6 +247,8 @@ def load_preset(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: unknown name, with the nearest one.
     """
+    if NETWORK in name:
+        return _with_network(*name.split(NETWORK, 1))
     if name in _domain_table():
         return {"name": name, **_domain_config(_domain_table()[name])}
     preset = _table().get(name)
@@ -253,6 +279,28 @@ def load_preset(name: str) -> dict[str, Any]:
         config = copy.deepcopy(_merged(config, family.get("tasks", {}).get(preset.task, {})))
     # The name becomes a folder's, where an asterisk would mean any name to a shell.
     return {"name": name.replace("*", "-star"), **config}
+
+
+def _with_network(name: str, network: str) -> dict[str, Any]:
+    """A preset with a network of later papers and the rates of its authors."""
+    known = _part("networks")
+    if network not in known:
+        raise ConfigError(
+            f"'{name}{NETWORK}{network}': no network '{network}'{near_miss(network, known)}; networks: "
+            f"{', '.join(known)}"
+        )
+    config = load_preset(name)
+    preset = _table().get(name)
+    if preset is None or "model" in _family(preset.method, preset.data).get("config", {}):
+        raise ConfigError(
+            f"'{name}{NETWORK}{network}': the preset's method needs parts of the network that it brings itself; give "
+            f"the encoder by hand (model.encoder=..., docs/models.md)"
+        )
+    own = known[network]
+    parts = _merged(known[own["like"]]["config"], own["config"]) if "like" in own else own["config"]
+    model = {"model": own["config"]["model"]}
+    changed = _merged({key: value for key, value in config.items() if key != "model"}, {**parts, **model})
+    return copy.deepcopy(changed | {"name": f"{config['name']}{NETWORK}{network}"})
 
 
 def without_method(name: str) -> str:

@@ -14,6 +14,7 @@ from everseg.data.batches.samples import Maps
 from everseg.data.datasets.decode import MaskCoding, Reading, decode_mask, open_inside, open_picture
 from everseg.display import counted
 from everseg.errors import DataError, some
+from everseg.files import real_path
 
 ENDING = ".png"
 LISTED = 20
@@ -41,7 +42,7 @@ class MapFolder:
                 "everseg data saliency DATASET --out DIR)"
             )
         own = self.root / split.name
-        self.root = (own if own.is_dir() else self.root).resolve()
+        self.root = real_path(own if own.is_dir() else self.root)
         self.split = split
 
     def path(self, index: int) -> Path:

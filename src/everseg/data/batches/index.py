@@ -113,7 +113,7 @@ def undeclared(split: Split, labels: RawLabels, counts: Sequence[np.ndarray | st
     for place in np.flatnonzero(rows.any(axis=1)):
         row = rows[place]
         foreign = np.flatnonzero(row)
-        found = ", ".join(f"id {raw} ({row[raw]} pixels)" for raw in foreign[:8])
+        found = ", ".join(f"id {raw} ({counted(int(row[raw]), 'pixel')})" for raw in foreign[:8])
         more = f" and {foreign.size - 8} more ids" if foreign.size > 8 else ""
         lines.append(f"{split.id(readable[place])}: {found}{more}")
     return lines
@@ -217,7 +217,7 @@ def _count(labels: RawLabels, split: Split, index: int) -> tuple[np.ndarray, str
     counts = count_ids(mask, labels.width)
     if len(counts) > labels.width:  # ids that the table has no column for
         far = [raw for raw in np.flatnonzero(counts).tolist() if raw not in labels.declared]
-        shown = some([f"id {raw} ({counts[raw]} pixels)" for raw in far], 8)
+        shown = some([f"id {raw} ({counted(int(counts[raw]), 'pixel')})" for raw in far], 8)
         return f"{split.id(index)}: {shown}, not declared (declared: {ranges(labels.declared)})"
     return counts, digest
 

@@ -17,6 +17,7 @@ from everseg.data.datasets.own import require_own
 from everseg.data.datasets.relabel import compact, relabelled
 from everseg.display import counted
 from everseg.errors import ConfigError, DataError, near_miss
+from everseg.files import real_path
 from everseg.labels import RawLabels
 
 
@@ -89,7 +90,7 @@ def _described(data: DataConfig) -> tuple[str, dict[str, Any], str | None]:
         hint = near_miss(layout, known, f"; known: folders, {', '.join(known)}")
         raise ConfigError(f"layout: no reader '{layout}'{hint}", str(file))
     given = {key: value for key, value in content.items() if key not in ("layout", "root")}
-    here = file.resolve().parent
+    here = real_path(file).parent
     if isinstance(given.get("skip"), str):
         given["skip"] = str(here / Path(given["skip"]).expanduser())
     root = content.get("root", ".")

@@ -31,7 +31,7 @@ from everseg.data.datasets.listing import LeftOut, Sample
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.display import counted
 from everseg.errors import ConfigError, DataError, some
-from everseg.files import UnreadableError, read_regular
+from everseg.files import UnreadableError, read_regular, real_path
 from everseg.labels import (
     BACKGROUND,
     IGNORED,
@@ -553,7 +553,7 @@ def read_file(base: Path, path: Path, reading: Reading | None = None) -> CocoFil
     reading = reading or Reading()
     content = read_json(base, path, reading)
     if not path.is_relative_to(base):
-        path = path.resolve()
+        path = real_path(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in LISTS):
         raise DataError(
             f"{path}: does not look like COCO annotations: expected an object with the lists {', '.join(LISTS)}"

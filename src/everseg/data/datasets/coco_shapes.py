@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as reference
 
 from everseg.config.checks import shown
+from everseg.display import counted
 from everseg.errors import DataError, some
 from everseg.labels import IGNORED
 
@@ -252,7 +253,7 @@ def run_lengths(counts: Any, height: int, width: int) -> np.ndarray:
     # A sum of floats cannot wrap around, and it is exact up to the size of a picture.
     total = runs.sum(dtype=np.float64)
     if total != height * width:
-        raise DataError(f"runs of {total:.0f} pixels for a picture of {width}x{height}")
+        raise DataError(f"runs of {counted(int(total), 'pixel')} for a picture of {width}x{height}")
     return runs
 
 

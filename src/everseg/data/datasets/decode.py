@@ -22,6 +22,7 @@ from everseg.data.channels import TYPES, Channels
 from everseg.data.datasets.tiff import UnreadTiffError, directories, layout_of, numbers, pages, pixels_of
 from everseg.display import counted, percent
 from everseg.errors import DataError
+from everseg.files import real_path
 
 HEIC = find_spec("pillow_heif") is not None
 """Whether HEIC pictures can be read (the extra `heic`)."""
@@ -115,7 +116,7 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
             path = Path(path)
             if not follow_links and not path.resolve(strict=True).is_relative_to(root):
                 raise DataError(
-                    f"{path}: a link leads out of the data folder to {path.resolve()}; copy the files into it,"
+                    f"{path}: a link leads out of the data folder to {real_path(path)}; copy the files into it,"
                     " or set data.options.follow_links=true (data init: --follow-links)"
                 )
             info = path.stat()

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from everseg.data.datasets.decode import PICTURE_ENDINGS
 from everseg.errors import DataError, some
+from everseg.files import real_path
 
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -184,10 +185,10 @@ def walk(
         # os.walk goes into the folders that are left in this list, in its order.
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
         if follow_links:
-            above = Path(here).resolve()
+            above = real_path(Path(here))
             for name in folders:
                 place = Path(here) / name
-                if place.is_symlink() and above.is_relative_to(place.resolve()):
+                if place.is_symlink() and above.is_relative_to(real_path(place)):
                     raise DataError(f"{place}: a link to a folder that holds it; remove the link")
         found.append((here, list(folders), files))
     return found

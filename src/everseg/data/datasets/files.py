@@ -33,6 +33,7 @@ from everseg.data.datasets.decode import (
 )
 from everseg.display import counted
 from everseg.errors import DataError
+from everseg.files import real_path
 
 
 class FileSplit:
@@ -72,7 +73,7 @@ class FileSplit:
         no_data_stated: bool = True,
     ) -> None:
         self.name = name
-        self.root = Path(root).resolve()
+        self.root = real_path(Path(root))
         self._root = str(self.root)
         self.warnings = tuple(warnings)
         self._coding = MaskCoding(palette, id_table, most)

@@ -21,6 +21,7 @@ from everseg.data.datasets.relabel import most_id
 from everseg.data.datasets.tiles import TiledSplit
 from everseg.display import counted
 from everseg.errors import ConfigError, DataError, some
+from everseg.files import real_path
 
 
 def build(root: str | Path | None = None, *, descriptor: str | Path | None = None, **options: Any) -> Dataset:
@@ -66,7 +67,7 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
         value = read(file).value
         if not isinstance(value, dict):
             raise ConfigError("expected keys like images, masks, classes", str(descriptor))
-        given, here = value, file.resolve().parent
+        given, here = value, real_path(file).parent
     # Somebody else may have written the data.yaml: the files that it names lie with the data. The user may name any.
     stated = given.get("root") if root is None else root
     data = here / Path(stated).expanduser() if isinstance(stated, str | Path) else here

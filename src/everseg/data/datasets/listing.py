@@ -20,7 +20,7 @@ from everseg.data.datasets.decode import (
 from everseg.data.datasets.file_names import SPLITS, parts_of, walk, without_ending
 from everseg.display import counted
 from everseg.errors import MOST_LISTED, ConfigError, DataError, some
-from everseg.files import MOST_LIST, UnreadableError, read_text
+from everseg.files import MOST_LIST, UnreadableError, read_text, real_path
 
 """Endings of pictures, in upper or lower case. JPEG masks are not left out here: the decoder refuses and explains them.
 """
@@ -340,7 +340,7 @@ class ListedFolder:
             )
         if several:
             problems.append(
-                f"{counted(len(several), 'entry')} can be read in several ways, part the names by a tab: "
+                f"{counted(len(several), 'entry')} can be read in several ways, separate the names by a tab: "
                 f"{some(several, 5)}"
             )
         if missing and reading.on_missing == "stop":
@@ -578,7 +578,7 @@ def files_to_predict(
     real = _Places()
     for path in map(Path, paths):
         if path.is_dir():
-            below = None if out.resolve() == path.resolve() else out.resolve()
+            below = None if real_path(out) == real_path(path) else real_path(out)
             for found in sorted(p for p in path.rglob("*") if not p.is_dir()):
                 inside = found.relative_to(path)
                 if why := _why_not(found, inside, below, endings_of(reading), real):
@@ -602,7 +602,7 @@ def files_to_predict(
         raise DataError(
             f"several images would be written to one name: {some(twice)}; predict them separately"
         )
-    target = out.resolve()  # once, and not for each of a million files
+    target = real_path(out)  # once, and not for each of a million files
     inside_out = [path for path, _ in files if real(path).is_relative_to(target)]
     kinds = ("mask", "overlay") if inside_out else ()
     results = {real(out / f"{stem}_{kind}.png") for stem in stems for kind in kinds}
@@ -631,9 +631,9 @@ class _Places:
 
     def __call__(self, path: Path) -> Path:
         if path.is_symlink():
-            return path.resolve()
+            return real_path(path)
         if path.parent not in self._folders:
-            self._folders[path.parent] = path.parent.resolve()
+            self._folders[path.parent] = real_path(path.parent)
         return self._folders[path.parent] / path.name
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from everseg.data.channels import channels_of
 from everseg.data.datasets.decode import Reading
 from everseg.errors import ConfigError, near_miss
-from everseg.files import MOST_LIST, UnreadableError, read_regular
+from everseg.files import MOST_LIST, UnreadableError, read_regular, real_path
 
 SHARED = ("max_pixels", "follow_links", "exif", "bit_depth", "channels", "on_missing", "skip")
 """Options of every reader of files; also keys of a data.yaml."""
@@ -30,7 +30,7 @@ def root_of(root: str | Path | None) -> Path:
         raise ConfigError(f"data.root: {root} does not exist{looked}; pass data.root=DIR")
     if not path.is_dir():
         raise ConfigError(f"data.root: {root} is a file; pass the folder it was unpacked to as data.root=DIR")
-    return path.resolve()
+    return real_path(path)
 
 
 def own_file(path: Path, roots: Sequence[Path | None], key: str) -> Path:
@@ -47,8 +47,8 @@ def own_file(path: Path, roots: Sequence[Path | None], key: str) -> Path:
     if None in roots:
         return path
     try:
-        real = path.resolve()
-        if any(real.is_relative_to(root.resolve()) for root in roots if root is not None):
+        real = real_path(path)
+        if any(real.is_relative_to(real_path(root)) for root in roots if root is not None):
             return path
     except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL: no file that could be read
         pass

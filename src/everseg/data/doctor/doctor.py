@@ -233,7 +233,7 @@ def _of_sample(name: str, sample: Examined, labels: RawLabels, found: set[int]) 
     row = sample.counts
     foreign = sorted({int(raw) for raw in np.flatnonzero(row)} - labels.declared)
     if foreign:
-        text = ", ".join(f"id {raw} ({row[raw]} pixels)" for raw in foreign)
+        text = ", ".join(f"id {raw} ({counted(int(row[raw]), 'pixel')})" for raw in foreign)
         text += f"; declared: {ranges(labels.declared)}"
         yield Finding("error", "undeclared-id", name, sample.id, text, remedy(labels, found))
     if row[sorted(labels.void)].sum() == row.sum():

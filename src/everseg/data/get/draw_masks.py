@@ -22,6 +22,7 @@ from everseg.data.polygons import MAX_BYTES, MAX_PIXELS, Annotation, draw, parse
 from everseg.data.writing import write_atomically
 from everseg.display import Piece, Result, counted
 from everseg.errors import ConfigError, DataError
+from everseg.files import real_path
 
 POLYGONS = "_gtFine_polygons.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -155,7 +156,7 @@ def polygon_files(root: Path, layout: Layout) -> list[Path]:
     folders = [root, *(root / place for place in layout.places)]
     files = [
         file
-        for folder in dict.fromkeys(f.resolve() for f in folders)
+        for folder in dict.fromkeys(real_path(f) for f in folders)
         for file in sorted(folder.glob(f"gtFine/*/*/*{POLYGONS}"))
         if not file.name.startswith(".")
     ]

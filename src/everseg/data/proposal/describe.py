@@ -45,6 +45,7 @@ from everseg.data.proposal.naming import (
 from everseg.data.proposal.tool_names import tool_names
 from everseg.display import counted, share
 from everseg.errors import ConfigError, DataError, some
+from everseg.files import real_path
 from everseg.labels import (
     BACKGROUND,
     IGNORE_NAME,
@@ -161,7 +162,7 @@ def propose(root: Path, *, follow_links: bool = False, progress: Progress | None
         DataError: no layout fits, no mask can be read, there are more values than a mask can have classes, or the
             masks contradict each other.
     """
-    root = root.resolve()
+    root = real_path(root)
     found = guess(root, follow_links=follow_links)
     if follow_links:
         found = replace(found, keys={**found.keys, "follow_links": True})
@@ -225,8 +226,8 @@ def describe(
         DataError: values that can be read in several ways and that no name is tied to.
     """
     root, keys = proposal.root, dict(proposal.layout.keys)
-    near = root.is_relative_to(here.resolve())
-    head = {"root": os.path.relpath(root, here.resolve()) if near else str(root)}
+    near = root.is_relative_to(real_path(here))
+    head = {"root": os.path.relpath(root, real_path(here)) if near else str(root)}
     if not proposal.unnamed and proposal.background is None:
         given = {"--classes": names, "--background": background, "--like": like, "--names-from": first}
         if wrong := [option for option, value in given.items() if value is not None]:

@@ -24,7 +24,7 @@ from everseg.data.proposal.naming import names_beside
 from everseg.data.proposal.unreadable import explained
 from everseg.display import counted
 from everseg.errors import DataError, some
-from everseg.files import UnreadableError, json_of, read_regular
+from everseg.files import UnreadableError, json_of, read_regular, real_path
 from everseg.labels import find_name, is_void_name
 
 MASK_WORDS = (
@@ -194,7 +194,7 @@ def data_sets_below(root: Path, *, follow_links: bool = False) -> list[Path]:
 
     A folder with `images/`, `train/` or annotations of its own, or that is the export of a tool, is a data set itself.
     """
-    root = root.resolve()
+    root = real_path(root)
     folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
     if not follow_links:
         folders = [p for p in folders if not p.is_symlink()]
@@ -229,7 +229,7 @@ def _linked_folders(root: Path) -> list[str]:
     for here, folders, _ in walk(root):
         for name in folders:
             place = Path(here) / name
-            if place.is_symlink() and not place.resolve().is_relative_to(root.resolve()):
+            if place.is_symlink() and not real_path(place).is_relative_to(real_path(root)):
                 found.append(place.relative_to(root).as_posix())
     return found
 

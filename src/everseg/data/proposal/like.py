@@ -13,7 +13,7 @@ from everseg.config.yaml import read
 from everseg.data.datasets.descriptor import parse, with_labelmap
 from everseg.data.mask_values import Value
 from everseg.errors import ConfigError, EversegError
-from everseg.files import UnreadableError, json_of, read_regular
+from everseg.files import UnreadableError, json_of, read_regular, real_path
 from everseg.labels import IGNORE_NAME, is_background_name
 
 MOST_TRIED = 200
@@ -64,7 +64,7 @@ def _of_file(path: Path, source: str) -> Like:
     content = read(path).value
     if not isinstance(content, dict) or content.get("layout", "folders") != "folders":
         raise ConfigError(f"--like: {path} describes no plain folders, so it holds no classes to take over")
-    found = parse(with_labelmap(content, path.resolve().parent), str(path))
+    found = parse(with_labelmap(content, real_path(path).parent), str(path))
     labels = found.labels
     names: dict[int, str] = {**labels.names, **dict.fromkeys(labels.void, IGNORE_NAME)}
     table: Mapping[Any, int] = found.palette or found.id_table or {raw: raw for raw in names}
@@ -84,7 +84,7 @@ def _of_run(folder: Path) -> Like:
     places = (
         [dataset]
         if dataset.is_absolute()
-        else [base / dataset for base in (Path(), *folder.resolve().parents)]
+        else [base / dataset for base in (Path(), *real_path(folder).parents)]
     )
     for place in places[:6]:
         if place.is_file():
@@ -127,7 +127,7 @@ def near(places: Iterable[Path], out: Path) -> list[Path]:
     """Find descriptions, runs and bundles beside some folders; the newest first."""
     found: dict[Path, float] = {}
     tried = 0
-    for place in dict.fromkeys(p.resolve() for p in places):
+    for place in dict.fromkeys(real_path(p) for p in places):
         for folder in (place, place / "runs"):
             try:
                 entries = sorted(folder.iterdir())
@@ -135,7 +135,7 @@ def near(places: Iterable[Path], out: Path) -> list[Path]:
                 continue
             for entry in entries:
                 tried += 1
-                if tried > MOST_TRIED or entry == out.resolve() or entry.name.startswith("."):
+                if tried > MOST_TRIED or entry == real_path(out) or entry.name.startswith("."):
                     continue
                 usable = (
                     entry.suffix in (".yaml", ".yml") or (entry / "run.json").is_file() or is_bundle(entry)

@@ -1,4 +1,5 @@
 // The page: takes an image, asks for masks, and keeps legend and canvases in step.
+import { bytes, row as csv, stems, zip } from "/batch.js";
 import { cross, decode, difference, layer, paint } from "/draw.js";
 
 const at = (id) => document.getElementById(id);
@@ -92,13 +93,13 @@ async function refresh() {
     for (const i of shown()) {
       if (state.results[i]) continue;
       at("status").textContent = `Predicting with ${titles[i]} …`;
-      const result = await decode(await ask(i, turn), positions[i]);
+      const result = await decode(await ask(i, state.file, () => turn === state.turn), positions[i]);
       if (turn !== state.turn) return;
       state.results[i] = result;
       state.times[i].push(result.seconds);
       about();
     }
-    at("status").textContent = "";
+    at("status").textContent = state.results.flatMap((found, i) => info.bundles[i].branches.length && at(`branch${i}`).value === "auto" ? [`Domain, ${titles[i]}: ${found.domain}`] : []).join("; ");
     layers();
   } catch (error) {
     if (turn !== state.turn) return;
@@ -108,22 +109,104 @@ async function refresh() {
   }
 }
 
-async function ask(i, turn) {
+/** Ask for the mask of an image until it is here, or nobody waits for it. */
+async function ask(i, file, wanted) {
   const query = new URLSearchParams({ bundle: i });
   if (info.bundles[i].branches.length) query.set("domain", at(`branch${i}`).value);
   let response;
   try {
-    response = await fetch(`/predict?${query}`, { method: "POST", body: state.file, headers: { "Content-Type": state.file.type } });
+    response = await fetch(`/predict?${query}`, { method: "POST", body: file, headers: { "Content-Type": file.type } });
   } catch {
     throw new Error(SILENT);
   }
-  if (response.status === 503 && turn === state.turn) {  // busy with images dropped before
+  if (response.status === 503 && wanted()) {  // busy with images dropped before
     await new Promise((done) => setTimeout(done, 1000));
-    return ask(i, turn);
+    return ask(i, file, wanted);
   }
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error);
   return answer;
+}
+
+/** Why a file is not sent; "" if it is. */
+function unfit(file) {
+  if (!info.types.includes(file.type)) return `${file.name}: use ${info.types.map((type) => type.slice(6).toUpperCase()).join(", ")}.`;
+  return file.size > info.limits.bytes ? `${file.name} is larger than ${info.limits.bytes / 1e6} MB.` : "";
+}
+
+/** Predict many images with every bundle, one after the other, and offer masks and a table as a zip. */
+async function batch(files) {
+  const turn = ++state.turn, wanted = () => turn === state.turn;
+  const names = stems(files), parts = [], problems = [], differing = [];
+  const table = [csv(["image", "bundle", "class id", "class", "pixels", "share"])];
+  report("");
+  at("status").textContent = "";
+  for (const id of ["zip", "problems", "differing"]) at(id).hidden = true;
+  at("batch").hidden = at("stop").hidden = false;
+  at("bar").max = files.length;
+  let done = 0;
+  for (const [place, file] of files.entries()) {
+    at("bar").value = place;
+    at("doing").textContent = `${place + 1} of ${files.length}: ${names[place]}`;
+    const problem = unfit(file);
+    if (problem) { problems.push(problem); continue; }
+    try {
+      const results = [];
+      for (const i of info.bundles.keys()) {
+        const answer = await ask(i, file, wanted);
+        if (!wanted()) return;
+        results.push(await decode(answer, positions[i]));
+        const folder = two ? `masks-${letters[i].toLowerCase()}` : "masks";
+        parts.push([`${folder}/${names[place]}.png`, bytes(answer.mask)]);
+        for (const [id, pixels] of Object.entries(answer.pixels)) {
+          const called = info.classes[positions[i][id]].name;
+          table.push(csv([names[place], info.bundles[i].name, Number(id), called, pixels, answer.shares[id]]));
+        }
+      }
+      if (two) {
+        const [a, b] = results, part = a.classes.reduce((sum, one, pixel) => sum + (one !== b.classes[pixel]), 0);
+        differing.push({ name: names[place], part, whole: a.classes.length });
+      }
+      done += 1;
+    } catch (error) {
+      if (!wanted()) return;
+      problems.push(`${names[place]}: ${error.message}`);
+      if (error.message === SILENT) break;
+    }
+  }
+  at("bar").value = files.length;
+  await offer(turn, { parts, table, problems, differing, done, whole: files.length });
+}
+
+async function offer(turn, { parts, table, problems, differing, done, whole }) {
+  const most = differing.sort((one, other) => other.part / other.whole - one.part / one.whole);
+  let texts = [];
+  try {
+    texts = await Promise.all(most.map((one) => shareText(one.part, one.whole)));
+  } catch (error) {
+    problems.push(error.message);
+  }
+  if (turn !== state.turn) return;
+  const files = [...parts, ["shares.csv", text([...table])]];
+  if (two) files.push(["differences.csv", text([csv(["image", "pixels that differ", "pixels", "share"]), ...most.map((one, place) => csv([one.name, one.part, one.whole, texts[place]]))])]);
+  if (problems.length) files.push(["problems.txt", text(problems)]);
+  URL.revokeObjectURL(at("zip").href);
+  Object.assign(at("zip"), { href: URL.createObjectURL(zip(files)), download: "everseg-results.zip", hidden: !done });
+  at("stop").hidden = true;
+  at("doing").textContent = `${done} of ${whole} images are done`;
+  at("problems").replaceChildren(...problems.map((one) => make("li", {}, one)));
+  at("problems").hidden = !problems.length;
+  at("images").replaceChildren(...most.slice(0, PAIRS).map((one, place) => make("tr", {}, make("td", {}, one.name), make("td", {}, texts[place]))));
+  at("differing").hidden = !most.length;
+}
+
+const text = (lines) => new TextEncoder().encode(`${lines.join("\n")}\n`);
+
+/** One image is shown, several become a zip. */
+function given(files) {
+  const every = [...files];
+  if (every.length === 1) { at("batch").hidden = true; take(every[0]); }
+  if (every.length > 1) batch(every);
 }
 
 async function take(file) {
@@ -132,8 +215,7 @@ async function take(file) {
   for (const id of ["pictures", "downloads", "changes"]) at(id).hidden = true;
   at("pointed").textContent = at("status").textContent = "";
   legend();
-  const problem = !info.types.includes(file.type) ? `${file.name}: use ${info.types.map((type) => type.slice(6).toUpperCase()).join(", ")}.`
-    : file.size > info.limits.bytes ? `${file.name} is larger than ${info.limits.bytes / 1e6} MB.` : "";
+  const problem = unfit(file);
   if (problem) return report(problem);
   let photo = null;
   try {
@@ -293,7 +375,12 @@ async function example() {
 
 function listen() {
   at("example").addEventListener("click", example);
-  at("file").addEventListener("change", () => { if (at("file").files.length) take(at("file").files[0]); at("file").value = ""; });
+  for (const id of ["file", "folder"]) {
+    // A copy, because the list is emptied with the field.
+    at(id).addEventListener("change", () => { given([...at(id).files]); at(id).value = ""; });
+  }
+  at("pick").addEventListener("click", () => at("folder").click());
+  at("stop").addEventListener("click", () => { state.turn++; at("batch").hidden = true; });
   at("opacity").addEventListener("input", draw);
   at("all").addEventListener("click", () => choose(true));
   at("none").addEventListener("click", () => choose(false));
@@ -308,7 +395,7 @@ function listen() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     at("drop").classList.remove("over");
-    if (event.dataTransfer.files.length) take(event.dataTransfer.files[0]);
+    given(event.dataTransfer.files);
   });
 }
 

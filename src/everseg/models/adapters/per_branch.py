@@ -226,8 +226,17 @@ def _adapter_of(layer: nn.Module, rank: int) -> Callable[[], nn.Module]:
     return partial(_parallel, *channels, stride=layer.stride, groups=layer.groups)
 
 
-def _parallel(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
-    made = nn.Conv2d(inputs, outputs, 1, bias=False, **options)
+class _Depthwise(nn.Conv2d):
+    """A depthwise 1x1 convolution, as the product that it is: its kernels take three times as long on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return input[:, :, ::rows, ::columns] * self.weight.view(1, -1, 1, 1)
+
+
+def _parallel(inputs: int, outputs: int, groups: int, **options: Any) -> nn.Conv2d:
+    kind = _Depthwise if groups == inputs == outputs else nn.Conv2d
+    made = kind(inputs, outputs, 1, groups=groups, bias=False, **options)
     nn.init.zeros_(made.weight)
     return made
 

@@ -11,6 +11,7 @@ from typing import Any
 import everseg
 from everseg.display import OnceADictionary, Piece
 from everseg.errors import ConfigError, near_miss
+from everseg.files import real_path
 from everseg.reports.compare import tables as shown
 from everseg.reports.compare.groups import (
     Group,
@@ -289,7 +290,7 @@ def _parent(paths: Sequence[Path]) -> Path:
     return (
         given
         if all(path.parent == given for path in paths)
-        else Path(commonpath([p.resolve() for p in paths]))
+        else Path(commonpath([real_path(p) for p in paths]))
     )
 
 

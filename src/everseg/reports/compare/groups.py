@@ -13,6 +13,7 @@ from everseg.config import presets
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, identity, load
 from everseg.errors import ConfigError, some
+from everseg.files import real_path
 from everseg.labels import policies_apart, policy_name
 from everseg.metrics import class_spans, defined_mean, named_groups, relative_drop
 from everseg.reports.baselines import drop_against_single
@@ -158,7 +159,7 @@ def found_folders(paths: Sequence[str | Path]) -> list[RunFolder]:
         if not inside:
             problems.append(f"{path} {what_is(path)}; this needs run folders ({RECORD}), or a folder of some")
         for one in inside:
-            folders.setdefault(one.resolve(), RunFolder(one))
+            folders.setdefault(real_path(one), RunFolder(one))
     if not folders and not problems:
         files = f", not {some([str(path) for path in paths], 4)}" if paths else ""
         problems = [f"expected run folders, or a folder of runs{files}"]

@@ -1,0 +1,281 @@
+"""Predictions in the forms of labelling tools and maps: a person corrects them, and the tool's export is new data."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+
+from everseg.data.class_colours import all_colours, palette, png
+from everseg.data.datasets.coco_shapes import packed_runs
+from everseg.errors import ConfigError, DataError, some
+from everseg.labels import BACKGROUND, LabelSpace
+from everseg.runs.commit import write_bytes, write_json, writing
+
+MASKS = "masks"
+"""The usual form: masks of ids and overlays."""
+_LOCAL = "/data/local-files/?d="
+"""How Label Studio calls a file of its local storage."""
+
+
+class Writer(Protocol):
+    """Takes one prediction after the other. What it has taken is kept in memory, packed, until `finish`."""
+
+    def add(self, name: str, ids: np.ndarray, classes: Sequence[str], image: Path) -> None:
+        """Take a prediction.
+
+        Args:
+            name: of the image, as the tool calls it: its path below the folder given.
+            ids: (H, W) train ids.
+            classes: name of each train id.
+            image: the image's file.
+        """
+        ...
+
+    def finish(self) -> list[Path]:
+        """Write the files that hold all predictions together. Return what was written."""
+        ...
+
+
+def writer_of(form: str, out: Path, spaces: Sequence[LabelSpace], images: Sequence[Path]) -> Writer:
+    """Make the writer of a form, after checking that it can hold the model's classes and images.
+
+    Args:
+        form: one of FORMATS.
+        out: folder for its files.
+        spaces: label spaces of the branches that may predict. Their backgrounds are what nothing is drawn for.
+        images: the files that will be predicted.
+
+    Raises:
+        ConfigError: no such form, or it cannot hold a class name.
+        DataError: an image has no place on the map.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"--format {form}: expected one of {', '.join((MASKS, *FORMATS))}")
+    backgrounds = {space.names[space.background] for space in spaces if space.background is not None}
+    names = list(dict.fromkeys(name for space in spaces for name in space.names if name not in backgrounds))
+    if form == "geotiff":
+        _check_places(images)
+        whole = list(dict.fromkeys(name for space in spaces for name in space.names))
+        return _GeoTiff(out, whole)
+    if form == "cvat":
+        return _Cvat(out, names)
+    return _Coco(out, names) if form == "coco" else _LabelStudio(out, names)
+
+
+class _Cvat:
+    """CVAT's "Segmentation mask 1.1": a zip of masks in colours, to be uploaded to a task that holds the images."""
+
+    def __init__(self, out: Path, names: Sequence[str]) -> None:
+        if bad := [name for name in names if set(name) & set(":\n\r") or name.startswith("#")]:
+            raise ConfigError(
+                f"--format cvat: labelmap.txt cannot hold the class names {some(bad, 5)} (a colon, a line end, or # in "
+                "front); rename the classes, or take --format coco"
+            )
+        self.out, self.names = out, list(names)
+        # The background is black in CVAT; a first class without background gets a colour of its own.
+        self.colours = dict(zip(names, palette(len(names) + 1, background=0)[1:].tolist(), strict=True))
+        self.listed: list[str] = []
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        self.file = io.BytesIO()
+        self.archive = zipfile.ZipFile(self.file, "w", zipfile.ZIP_STORED)
+
+    def add(self, name: str, ids: np.ndarray, classes: Sequence[str], image: Path) -> None:
+        table = np.array([self.colours.get(known, (0, 0, 0)) for known in classes], np.uint8)
+        stem = str(Path(name).with_suffix("").as_posix())
+        picture = png(Image.fromarray(table[ids]))
+        # One object of each class: CVAT takes each colour of the second folder for an object.
+        for folder in ("SegmentationClass", "SegmentationObject"):
+            self.archive.writestr(f"{folder}/{stem}.png", picture)
+        self.listed.append(stem)
+
+    def finish(self) -> list[Path]:
+        lines = ["# label:color_rgb:parts:actions", f"{BACKGROUND}:0,0,0::"]
+        lines += [f"{name}:{','.join(map(str, colour))}::" for name, colour in self.colours.items()]
+        self.archive.writestr("labelmap.txt", "\n".join(lines) + "\n")
+        self.archive.writestr("ImageSets/Segmentation/default.txt", "\n".join(self.listed) + "\n")
+        self.archive.close()
+        path = self.out / "cvat.zip"
+        write_bytes(path, self.file.getvalue())
+        return [path]
+
+
+class _Coco:
+    """COCO's JSON: an annotation with run lengths for each class of each image."""
+
+    def __init__(self, out: Path, names: Sequence[str]) -> None:
+        self.out = out
+        self.ids = {name: number for number, name in enumerate(names, 1)}
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(self, name: str, ids: np.ndarray, classes: Sequence[str], image: Path) -> None:
+        number = len(self.images) + 1
+        height, width = ids.shape
+        self.images.append({"id": number, "file_name": name, "width": width, "height": height})
+        for known, mask in _masks(ids, classes, self.ids):
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            left, top = int(columns[0]), int(rows[0])
+            box = [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
+            self.annotations.append(
+                {
+                    "id": len(self.annotations) + 1, "image_id": number, "category_id": self.ids[known], "iscrowd": 1,
+                    "area": int(mask.sum()), "bbox": box, "segmentation": packed_runs(mask),
+                }
+            )  # fmt: skip
+
+    def finish(self) -> list[Path]:
+        path = self.out / "annotations" / "instances_default.json"
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        categories = [{"id": number, "name": name, "supercategory": ""} for name, number in self.ids.items()]
+        write_json(path, {"images": self.images, "annotations": self.annotations, "categories": categories})
+        return [path]
+
+
+class _LabelStudio:
+    """Label Studio's tasks with pre-annotations by the brush, and the labelling configuration that shows them."""
+
+    def __init__(self, out: Path, names: Sequence[str]) -> None:
+        self.out, self.names = out, list(names)
+        self.tasks: list[dict[str, Any]] = []
+
+    def add(self, name: str, ids: np.ndarray, classes: Sequence[str], image: Path) -> None:
+        height, width = ids.shape
+        result = [
+            {
+                "id": f"{len(self.tasks)}-{number}", "type": "brushlabels", "from_name": "tag", "to_name": "image",
+                "original_width": width, "original_height": height, "image_rotation": 0,
+                "value": {"format": "rle", "rle": brush(mask), "brushlabels": [known]},
+            }
+            for number, (known, mask) in enumerate(_masks(ids, classes, self.names))
+        ]  # fmt: skip
+        prediction = {"model_version": "everseg", "result": result}
+        self.tasks.append({"data": {"image": _LOCAL + name}, "predictions": [prediction]})
+
+    def finish(self) -> list[Path]:
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        colours = [
+            "#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(len(self.names) + 1, background=0)[1:]
+        ]
+        labels = "".join(
+            f"    <Label value={quoteattr(name)} background={quoteattr(colour)}/>\n"
+            for name, colour in zip(self.names, colours, strict=True)
+        )
+        view = (
+            '<View>\n  <Image name="image" value="$image" zoom="true"/>\n  <BrushLabels name="tag" toName="image">\n'
+            f"{labels}  </BrushLabels>\n</View>\n"
+        )
+        tasks, config = self.out / "tasks.json", self.out / "label_config.xml"
+        write_json(tasks, self.tasks)
+        write_bytes(config, view.encode())
+        return [tasks, config]
+
+
+class _GeoTiff:
+    """Masks of ids that lie on the map where their images do."""
+
+    def __init__(self, out: Path, names: Sequence[str]) -> None:
+        self.out, self.names = out, list(names)
+        self.files: list[Path] = []
+
+    def add(self, name: str, ids: np.ndarray, classes: Sequence[str], image: Path) -> None:
+        table = np.array(
+            [self.names.index(known) for known in classes], np.uint8 if len(self.names) < 256 else np.uint16
+        )
+        mask = Image.fromarray(table[ids])
+        if mask.mode == "L":
+            mask.putpalette(all_colours(0).tobytes())
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        place, types = _place(image)
+        for tag, value in place.items():
+            tags[tag] = value
+            tags.tagtype[tag] = types[tag]
+        content = io.BytesIO()
+        mask.save(content, "TIFF", compression="tiff_deflate", tiffinfo=tags)
+        path = (self.out / name).with_suffix(".tif")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content.getvalue())
+        self.files.append(path)
+
+    def finish(self) -> list[Path]:
+        path = self.out / "classes.json"
+        write_json(path, {str(number): name for number, name in enumerate(self.names)})
+        return [*self.files, path]
+
+
+FORMATS = ("cvat", "coco", "labelstudio", "geotiff")
+
+
+def _masks(
+    ids: np.ndarray, classes: Sequence[str], wanted: Sequence[str] | Mapping[str, Any]
+) -> list[tuple[str, np.ndarray]]:
+    """Cut a prediction into (class, mask (H, W) bool), without empty masks and the background."""
+    present = np.flatnonzero(np.bincount(ids.ravel(), minlength=len(classes)))
+    return [(classes[i], ids == i) for i in present.tolist() if classes[i] in wanted]
+
+
+# ---------------------------------------------------------------- Label Studio's brush
+
+
+def brush(mask: np.ndarray) -> list[int]:
+    """Pack a mask, (H, W) bool, as Label Studio's brush does; `data.datasets.tool_files` reads it back.
+
+    The picture has four channels, all 255 where the mask is. A stream of bits: 32 for the number of values, 5 for the
+    bits of a value less 1, 4 times 4 for the sizes of a length less 1; then each run: a bit (1: one value, repeated),
+    two that choose the size, the length less 1, and the value.
+    """
+    sizes = (4, 8, 12, 16)
+    flat = np.repeat(mask.ravel(), 4)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    starts = np.concatenate([[0], edges])
+    lengths = np.diff(np.concatenate([starts, [flat.size]]))
+    bits = [f"{flat.size:032b}", f"{7:05b}", *(f"{size - 1:04b}" for size in sizes)]
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        value = 255 if flat[start] else 0
+        while length:
+            part = min(length, 1 << sizes[-1])
+            choice = next(i for i, size in enumerate(sizes) if part <= 1 << size)
+            bits.append(f"1{choice:02b}{part - 1:0{sizes[choice]}b}{value:08b}")
+            length -= part
+    text = "".join(bits)
+    text += "0" * (-len(text) % 8)
+    return [int(text[at : at + 8], 2) for at in range(0, len(text), 8)]
+
+
+# ---------------------------------------------------------------- places on the map
+
+_PLACE = (33550, 33922, 34264, 34735, 34736, 34737)
+"""Tags of GeoTIFF: scale, tie points, transformation, and the keys of the coordinate system."""
+
+
+def _place(image: Path) -> tuple[dict[int, Any], dict[int, int]]:
+    """Read where an image lies on the map: tags and their types; {} if it does not say."""
+    try:
+        with Image.open(image, formats=["TIFF"]) as picture:
+            tags: Any = getattr(picture, "tag_v2", {})
+            return {tag: tags[tag] for tag in _PLACE if tag in tags}, dict(tags.tagtype)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+        return {}, {}
+
+
+def _check_places(images: Sequence[Path]) -> None:
+    lost = []
+    for image in images:
+        place, _ = _place(image)
+        if not (34264 in place or {33550, 33922} <= place.keys()):
+            lost.append(str(image))
+    if lost:
+        raise DataError(
+            f"--format geotiff: {len(lost)} of {len(images)} images do not say where they lie on the map "
+            f"({some(lost, 5)}); give GeoTIFF files, or leave --format out"
+        )
