@@ -1,4 +1,4 @@
-"""The notebook of the first hour: well-formed, without outputs, and it does what it says from the first cell to the last."""
+"""The notebook of the first hour is well-formed, holds no outputs, and does what it says from first to last."""
 
 from __future__ import annotations
 
