@@ -51,7 +51,7 @@ def test_the_notebook_does_what_it_says(tmp_path: Path, monkeypatch: pytest.Monk
     nbformat.validate(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.source = as_typed(cell.source).replace("num_train=train", "num_train=train // 5")
+            cell.source = as_typed(cell.source).replace("num_train=train", "num_train=train // 10")
     notebook.cells.insert(0, nbformat.v4.new_code_cell(SMALL))
     client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
