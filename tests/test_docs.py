@@ -122,7 +122,7 @@ def check(command: str) -> None:
         if source.endswith((".yaml", ".yml")):
             source = None
         else:
-            assert source in presets.names(every=True), f"everseg {command}: no preset '{source}'"
+            assert presets.is_preset(source), f"everseg {command}: no preset '{source}'"
         config_loading.load(source, keys)
     elif verb == "eval":
         config_loading.load("demo-mib", keys)

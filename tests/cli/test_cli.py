@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
@@ -21,6 +23,7 @@ from typer.main import get_command
 from everseg import errors
 from everseg.api import Demo, DemoRow, Run
 from everseg.cli import main as cli
+from everseg.cli.output import guarded
 from everseg.engine.rescore import Scores, StepScores
 from everseg.inference.predict import Predictions, WrittenPrediction
 from everseg.reports import terminal as tables
@@ -479,6 +482,18 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     )  # fmt: skip
     assert done.stdout.splitlines() == ["New classes on Pascal VOC 2012 (data.root=DIR)", "0"]
     assert done.stderr == ""
+
+
+def test_a_reader_that_is_gone_before_the_first_line_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command-line library would end with 1, which means a fault."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stderr", sys.stderr)  # the library replaces both
+    assert guarded(cli.app, ["list", "methods"], False) == -1
 
 
 def test_a_closed_stdout_is_no_error() -> None:

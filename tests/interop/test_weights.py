@@ -41,12 +41,12 @@ def digest(data: bytes) -> str:
 
 
 def test_every_pretrained_encoder_of_a_preset_is_in_the_list() -> None:
-    names = {
-        presets.load_preset(name).get("model", {}).get("encoder") or "" for name in presets.names(every=True)
-    }
+    every = (*presets.names(every=True), *(f"demo-mib@{network}" for network in presets.networks()))
+    names = {presets.load_preset(name).get("model", {}).get("encoder") or "" for name in every}
     pretrained = {name for name in names if "." in name or "/" in name}
     assert pretrained
     assert pretrained <= {one.name for one in weights.KNOWN}
+    assert all(one.presets > 0 for one in weights.catalogue().weights if one.name in pretrained)
     for one in weights.KNOWN:
         assert one.licence
         assert one.trained_on

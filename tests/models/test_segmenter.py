@@ -106,7 +106,7 @@ def test_the_grid_may_be_finer():
     [
         ({"hidden": 9, "heads": 2}, ("hidden", "9", "2")),
         ({"stride": 0}, ("stride",)),
-        ({"per_branch": "norm"}, ("per_branch", "norm")),
+        ({"per_branch": "norms"}, ("per_branch", "norms")),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, facts):

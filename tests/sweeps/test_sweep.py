@@ -794,3 +794,8 @@ def test_a_real_sweep_gives_the_runs_that_training_alone_gives(tmp_path: Path, c
     made = everseg.compare([tmp_path / "sweep"])
     assert [group.name for group in made.tables[0].groups] == ["ft", "mib"]
     assert made.tables[0].groups[1].scores["time"].mean > 0
+
+
+def test_a_network_stays_behind_the_presets_of_a_sweep() -> None:
+    runs = grid("voc-15-1@swin-b", ["mib", "plop"], [0], overrides=["data.root=x"])
+    assert [run.source for run in runs] == ["voc-15-1-mib@swin-b", "voc-15-1-plop@swin-b"]

@@ -219,7 +219,7 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
-            code = app(arguments, standalone_mode=False, prog_name="everseg")
+            code = _called(app, arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         return -1
@@ -251,6 +251,16 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
     if code == 130:  # Typer turned an interrupt into this code
         return _failed("interrupted", 130, False)
     return code if isinstance(code, int) else 0
+
+
+def _called(app: typer.Typer, arguments: list[str]) -> Any:
+    """Run the command line. Where the reader of a pipe is gone, its library would end the process itself, with 1."""
+    try:
+        return app(arguments, standalone_mode=False, prog_name="everseg")
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None
+        raise
 
 
 _NO_MEMORY = re.compile(

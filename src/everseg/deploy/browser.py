@@ -14,6 +14,7 @@ from everseg.data.writing import flush_folder, write_flushed
 from everseg.deploy.bundle import new_folder, open_bundle
 from everseg.display import Piece, Result, size
 from everseg.errors import ConfigError
+from everseg.files import real_path
 from everseg.inference.onnx_files import files_of
 from everseg.runs.commit import read_committed, writing
 from everseg.runs.model_folder import FILE as CLASSES
@@ -80,7 +81,7 @@ def page(
     contents["index.html"] = contents.pop("browser.html")
     contents |= {name: committed.read(name) for name in (CLASSES, PREPROCESSING, *files.values())}
     contents |= {name: (folder / name).read_bytes() for name in RUNTIME}
-    described = {"name": opened.path.resolve().name, "branches": list(files), "files": files}
+    described = {"name": real_path(opened.path).name, "branches": list(files), "files": files}
     contents["page.json"] = json.dumps(described).encode()
     temporary = out.with_name(out.name + ".tmp")
     with writing(out):

@@ -361,7 +361,7 @@ def preview(
         return change_classes(source, target, edits, builder=_builder(model), dry_run=True)
     with tempfile.TemporaryDirectory(prefix="everseg-preview-") as place:
         if edits:
-            between = Path(place) / source.path.resolve().name
+            between = Path(place) / real_path(source.path).name
             changed = change_classes(source, between, edits, onnx=False, builder=_builder(model))
             source = open_bundle(between)
             for line in changed.lines:

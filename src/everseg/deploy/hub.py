@@ -20,7 +20,7 @@ from everseg.data.writing import flush_folder, write_flushed
 from everseg.deploy.bundle import CARD, EXAMPLE, Bundle, example_script, new_folder, open_bundle
 from everseg.display import Piece, Result, counted, in_percent, printable
 from everseg.errors import CheckpointError, ConfigError, EversegError, first_line
-from everseg.files import MOST, UnreadableError, read_regular
+from everseg.files import MOST, UnreadableError, read_regular, real_path
 from everseg.progress import counting
 from everseg.runs.commit import MANIFEST, read_committed, writing
 from everseg.runs.memory import FILE as MEMORY
@@ -243,7 +243,7 @@ class _Fetch:
             raise CheckpointError(f"{where}: cannot be read ({error})") from None
         with writing(self.folder):
             write_flushed(self.folder / name, data)
-        Path(path).resolve().unlink()
+        real_path(path).unlink()
 
 
 def header(bundle: Bundle, name: str, license: str | None = None) -> str:

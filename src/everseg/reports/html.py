@@ -101,7 +101,7 @@ def write_report(
     per_class = [] if data is None else data.classes_per_step
     made = assemble(results, drop, per_class, notes, picture_grid.alternating(looked))
     made.grid_rule = picture_grid.rule(looked, config.seed, made.words)
-    features = picture_grid.stored_features(results.folder.path)
+    features = picture_grid.stored_features(results.folder.path, made.notes)
     made.change_legend = picture_grid.change_legend(made.words)
     for side, rows in [*((side, 2) for side in _SIDES), (_SIDES[-1], 1), (0, 0)]:
         shown = replace(made, notes=list(made.notes))

@@ -417,7 +417,7 @@ def image_rows(images: np.ndarray | None) -> Rows:
     found = image_statistics(images)
     return [
         {"score": name, **{key: in_percent(found[score][key]) for key in ("mean", "median", "lowest")}}
-        for score, name in (("iou", "IoU"), ("dice", "Dice"))
+        for name, score in (("IoU", "iou"), ("Dice", "dice"))
     ]
 
 

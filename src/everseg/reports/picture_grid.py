@@ -20,7 +20,7 @@ from everseg.data.channels import picture_of
 from everseg.data.class_colours import SAFE, palette
 from everseg.display import counted, in_percent, percent
 from everseg.distributed import derive_seed
-from everseg.errors import CheckpointError, EversegError, some
+from everseg.errors import CheckpointError, DataError, EversegError, first_line, some
 from everseg.inference.count import user_builder, views_of
 from everseg.labels import IGNORED, IGNORED_WIDE
 from everseg.losses.reading import read_ids
@@ -31,6 +31,7 @@ from everseg.reports.kinds import Words
 from everseg.reports.page import Grid, Picture, PictureRow, Place
 from everseg.reports.verdict import alternation
 from everseg.runs.commit import read_document
+from everseg.runs.documents import DRIFT
 from everseg.runs.results import Results, StepResults, Track
 from everseg.scenarios.steps import Source
 
@@ -526,19 +527,22 @@ class StoredFeatures:
     rows: list[dict[str, Any]]
 
 
-def stored_features(run: Path) -> list[StoredFeatures]:
-    """Read the plots and numbers of `everseg features` from a run folder; damaged files are skipped."""
+def stored_features(run: Path, notes: list[str]) -> list[StoredFeatures]:
+    """Read the plots and numbers of `everseg features` from a run folder.
+
+    Args:
+        notes: gets a line about every file that is damaged or lies elsewhere, and is left out.
+    """
     found = []
     for path in sorted((run / "features").glob("*/drift.json")):
         try:
-            stored = read_document(path, "before", "after", "pictures", "classes")
-            named = {str(name): stored_picture(path.with_name(str(name))) for name in stored["pictures"]}
-            rows = [_drift_row(row) for row in stored["classes"]]
-        except (CheckpointError, KeyError, TypeError):
+            stored = read_document(path, shape=DRIFT, root=run)
+            pictures = {name: stored_picture(path.parent, name) for name in stored["pictures"]}
+        except (CheckpointError, DataError) as error:
+            notes.append(f"The features of {path.parent.name} are left out: {first_line(error)}")
             continue
         title = f"Step {stored['before']} against step {stored['after']}"
-        kept = {name: pixels for name, pixels in named.items() if pixels is not None}
-        found.append(StoredFeatures(title, kept, rows))
+        found.append(StoredFeatures(title, pictures, [_drift_row(row) for row in stored["classes"]]))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from everseg.runs.commit import is_file_name
 from everseg.runs.shapes import (
     COUNT,
     FLAG,
@@ -221,3 +222,25 @@ STATE = entries(
     },
 )
 """state.json of a checkpoint."""
+
+FILE_NAME = one("the name of a file beside it", is_file_name)
+DRIFT = entries(
+    {
+        "before": COUNT,
+        "after": COUNT,
+        "pictures": many(FILE_NAME),
+        "classes": many(
+            entries(
+                {
+                    "domain": TEXT,
+                    "class_name": TEXT,
+                    "pixels": COUNT,
+                    "relative": or_none(NUMBER),
+                    "accuracy_before": NUMBER,
+                    "accuracy_after": NUMBER,
+                }
+            )
+        ),
+    }
+)
+"""drift.json of `everseg features`."""

@@ -340,7 +340,7 @@ class ListedFolder:
             )
         if several:
             problems.append(
-                f"{counted(len(several), 'entry')} can be read in several ways, part the names by a tab: "
+                f"{counted(len(several), 'entry')} can be read in several ways, separate the names by a tab: "
                 f"{some(several, 5)}"
             )
         if missing and reading.on_missing == "stop":

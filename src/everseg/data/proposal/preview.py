@@ -146,7 +146,7 @@ def _legend(
             colours[table[raw]] if raw in dataset.labels.names else np.array(IGNORED_COLOUR)
         ).tolist()
         if raw == dataset.labels.background:
-            name += " (left as it is)"
+            name += " (not coloured)"
         yield {
             "id": raw,
             "name": printable(name),
