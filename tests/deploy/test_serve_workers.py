@@ -9,6 +9,7 @@ import shutil
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,33 @@ def test_a_process_that_begins_later_serves_the_same_bundle_or_none(tmp_path: Pa
     make_bundle(bundle, {"all": ["background", "green"]})
     with pytest.raises(CheckpointError, match="another bundle"):
         predictor([(str(bundle), digest)], None, None, threads)
+
+
+def test_the_page_of_the_command_gets_the_key_and_every_other_option(call: Callable, monkeypatch) -> None:
+    given: dict[str, object] = {}
+
+    def serve(*bundles: object, **options: object) -> None:
+        given.update(options)
+        raise ConfigError("not started")
+
+    monkeypatch.setattr("everseg.api.serve", serve)
+    line = (
+        "--port",
+        1,
+        "--require-signature",
+        "me.pub",
+        "--workers",
+        3,
+        "--timeout",
+        7,
+        "--precision",
+        "int8",
+    )
+    assert call("serve", "b", *line, "--quiet")[0] == 2
+    assert given == {
+        "port": 1, "builder": None, "precision": "int8", "require_signature": Path("me.pub"), "workers": 3,
+        "timeout": 7.0, "quiet": True,
+    }  # fmt: skip
 
 
 @pytest.mark.slow

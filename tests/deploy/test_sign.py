@@ -93,33 +93,6 @@ def test_what_predicts_serves_and_extends_asks_for_the_key(
         everseg.load(FIXTURES / "run-format-1", require_signature=tmp_path / "mine.pub")
 
 
-def test_the_page_of_the_command_gets_the_key_and_every_other_option(call: Callable, monkeypatch) -> None:
-    given: dict[str, object] = {}
-
-    def serve(*bundles: object, **options: object) -> None:
-        given.update(options)
-        raise ConfigError("not started")
-
-    monkeypatch.setattr("everseg.api.serve", serve)
-    line = (
-        "--port",
-        1,
-        "--require-signature",
-        "me.pub",
-        "--workers",
-        3,
-        "--timeout",
-        7,
-        "--precision",
-        "int8",
-    )
-    assert call("serve", "b", *line, "--quiet")[0] == 2
-    assert given == {
-        "port": 1, "builder": None, "precision": "int8", "require_signature": Path("me.pub"), "workers": 3,
-        "timeout": 7.0, "quiet": True,
-    }  # fmt: skip
-
-
 def test_several_keys_may_sign(signed: Path, tmp_path: Path) -> None:
     everseg.sign(signed, key=tmp_path / "second", new_key=True)
     everseg.sign(signed, key=tmp_path / "mine")

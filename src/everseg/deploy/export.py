@@ -110,8 +110,8 @@ def export(
             strange = {"--step": step is not None, "--images": images is not None, "--memory": memory}
             if smaller and (given := [option for option, asked in strange.items() if asked]):
                 raise ConfigError(
-                    f"{', '.join(given)}: {path} is a bundle, whose copy has the same model, memory and full ONNX file; "
-                    "leave it out, or export the run"
+                    f"{', '.join(given)}: {path} is a bundle, whose copy has the same model, memory and full ONNX "
+                    "file; leave it out, or export the run"
                 )
             return _copied(path, out, smaller, calibrate, max_drop, overrides, builder)
         model_folder_at(path)  # a path that is wrong is told before anything else

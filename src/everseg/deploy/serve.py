@@ -569,8 +569,8 @@ def predictor(
     """Load bundles in another process. Return what predicts an upload with one of them, as `Server` does.
 
     Args:
-        bundles: folder of each, and digest of the bundle that the main process has loaded from it. A process may begin hours
-            later, in the place of one that died; the folder may hold another bundle by then.
+        bundles: folder of each, and digest of the bundle that the main process has loaded from it. A process may begin
+            hours later, in the place of one that died; the folder may hold another bundle by then.
         precision: as for `Server`.
         require_signature: as for `Server`.
         threads: how many this process uses.
