@@ -156,6 +156,9 @@ def test_what_a_form_cannot_hold_is_told_before_anything_is_predicted(tmp_path: 
     space = LabelSpace(((0, 1),), ("background", "a:b"), background=0)
     with pytest.raises(ConfigError, match="a:b"):
         writer_of("cvat", tmp_path / "o", [space], [])
+    many = LabelSpace((tuple(range(300)),), tuple(f"c{n}" for n in range(300)), background=0)
+    with pytest.raises(ConfigError, match=r"299.*coco"):
+        writer_of("cvat", tmp_path / "o", [many], [])
     with pytest.raises(ConfigError, match=r"xml.*cvat"):
         writer_of("xml", tmp_path / "o", [space], [])
     with pytest.raises(DataError, match=r"x\.tif"):

@@ -88,6 +88,11 @@ class _Cvat:
         self.out, self.names = out, list(names)
         # The background is black in CVAT; a first class without background gets a colour of its own.
         self.colours = dict(zip(names, palette(len(names) + 1, background=0)[1:].tolist(), strict=True))
+        if len({tuple(colour) for colour in self.colours.values()}) < len(names):
+            raise ConfigError(
+                f"--format cvat: a class is a colour there, and there are fewer colours than the {len(names)} classes; "
+                "take --format coco"
+            )
         self.listed: list[str] = []
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
