@@ -398,7 +398,7 @@ def trials_of_run(
             branch, domain = domains.get(key), key
         else:  # one data set: of a run that extended a model with several branches, it is that of one place
             branch, domain = config.scenario.branch or next(iter(spaces)), config.scenario.domain or ""
-        if branch in spaces and branch not in found:
+        if branch is not None and branch in spaces and branch not in found:
             found[branch] = _of_dataset(
                 dataset, config.scenario, branch, spaces[branch], domain, foreign=False
             )
