@@ -59,8 +59,10 @@ by
 
     python -m benchmarks.verification GOLDEN_DIR --write docs/verification.md
 
-`train_mib_*` are whole training runs in float64. They are replayed through `everseg.engine.step.train_batch` from the stored
-initial weights and batches. Compared are loss terms, gradient norms and weight norms at every iteration of every step, all final
+`train_mib_*` are whole training runs in float64. They are replayed through `everseg.engine.step.train_batch` from the
+stored
+initial weights and batches. Compared are loss terms, gradient norms and weight norms at every iteration of every
+step, all final
 weights, buffers and regulariser statistics. Terms: `ce` classification, `lkd` output distillation, `lde` feature
 distillation, `icarl` LwF-MC's distillation, `reg` penalty, all without their weights.
 
@@ -74,7 +76,8 @@ for the largest dilation), replayed with method `mdil` in the authors' form: `kl
 `teacher_statistics=authors`, `frozen_statistics=false`, and `updates=two-legacy` ("legacy": gradients zeroed between
 the updates) or `two` ("modern": absent). Steps also stored with a distillation weight of 50 are replayed too. `kld` is
 the authors' divergence, `kld_corrected` the one of logarithms, both from the outputs met in training. Gradients and
-weights are compared at every update (two per batch in the third step), each gradient to its tensor's norm and to the whole gradient's. Those below 1e-10 of the whole, which are zero but for rounding, to the whole only. Sums are relative
+weights are compared at every update (two per batch in the third step), each gradient to its tensor's norm and to the
+whole gradient's. Those below 1e-10 of the whole, which are zero but for rounding, to the whole only. Sums are relative
 to norm * sqrt(size). Validation runs through every domain's path. `model_mdil_*`: every path of networks with one, two
 and three domains; `mdil_transfer`: what each tensor of a grown network starts from; `mdil_param_groups`: which weights
 are trained at which rate.

@@ -33,8 +33,8 @@ from everseg.errors import ConfigError
 from everseg.files import real_path
 
 __all__ = [
-    "config_hash", "difference", "dump", "fields", "from_stored", "identity", "in_words", "load", "load_data", "override_value",
-    "own_code", "refuse_own_code", "settings", "to_json",
+    "config_hash", "difference", "dump", "fields", "from_stored", "identity", "in_words", "load", "load_data",
+    "override_value", "own_code", "refuse_own_code", "settings", "to_json",
 ]  # fmt: skip
 
 SHORTHAND: dict[str, FullKey] = {

@@ -20,7 +20,7 @@ def bar(value: float | None, *, cells: int = BAR_CELLS, mark: str = "▇") -> st
 
 
 def step_table(run_json: Mapping[str, Any]) -> Table:
-    """Make one row per step: mIoU of old, new and all classes in percent, with background and, where it differs, without.
+    """Make one row per step: mIoU of old, new and all classes in percent, where it differs also without background.
 
     Args:
         run_json: what `Run.to_json()` gives.
