@@ -221,7 +221,7 @@ class StepResults:
 
     def model(self, builder: Any = None) -> SegmentationModel:
         """Read the model as `Results.model` does, but without checking which model it continues."""
-        return load_model(self.final.folder, builder, self.about, self.final.read(WEIGHTS))[0]
+        return load_model(self.final.folder, builder, self.about, self.final.read(WEIGHTS), self.final)[0]
 
 
 @dataclass(frozen=True)
