@@ -78,7 +78,7 @@ def steps_chart(track: Track, key: str) -> Chart | None:
         key,
         "mIoU over the steps",
         "mIoU of the classes of each step, measured after that step and every later one"
-        f"{'' if track.background is None else '; background counted'}. A falling line is forgetting.",
+        f"{'; background counted' if track.counts_background else ''}. A falling line is forgetting.",
         legend,
     )
     return _drawn(chart, charts.lines, series)

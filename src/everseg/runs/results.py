@@ -574,6 +574,11 @@ class Track:
     def background(self) -> int | None:
         return self.space.background
 
+    @property
+    def counts_background(self) -> bool:
+        """Whether the means count a background. Data without one may have an output for it, which no pixel is."""
+        return any(scores["miou"] != scores["miou_without_background"] for scores in self.scores)
+
     @cached_property
     def scores(self) -> list[dict[str, Any]]:
         """The scores after each step, computed by `metrics.step_scores`."""
