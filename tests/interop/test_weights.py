@@ -106,7 +106,8 @@ def test_without_a_network_the_source_and_the_place_are_named(
         weights.get(one.name)
     must_say(str(stop.value), one.source, str(shared / one.name))
     monkeypatch.undo()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # the variable of the same name is read once, when the hub's client is imported
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError) as stop:
         weights.get("hf:nvidia/mit-b2", shared)
     must_say(str(stop.value), "hf:nvidia/mit-b2", str(shared / "nvidia" / "mit-b2"))
