@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -301,6 +302,23 @@ def test_weights_of_another_network_are_refused(segformer, tmp_path):
             adopt(
                 folder / "model.safetensors", arch=f"transformers:{tmp_path}", out=tmp_path / "b", onnx=False
             )
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"hidden_sizes": [60_000] * 4}, {"depths": [60_000] * 4}, {"hidden_sizes": [10**9] * 4}],
+    ids=["wide", "deep", "numbers that no weights have"],
+)
+def test_a_configuration_larger_than_its_weights_is_refused_before_it_is_built(segformer, tmp_path, sizes):
+    """It may come from somebody else, and would take minutes and all memory."""
+    folder, _ = segformer
+    changed = json.loads((folder / "config.json").read_text()) | sizes
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    begun = time.process_time()
+    with pytest.raises(CheckpointError) as caught:
+        adopt(folder / "model.safetensors", arch=f"transformers:{tmp_path}", out=tmp_path / "b", onnx=False)
+    must_say(caught.value, "weights hold")
+    assert time.process_time() - begun < 10
 
 
 @pytest.mark.slow

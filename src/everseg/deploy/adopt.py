@@ -26,6 +26,7 @@ from everseg.models.adapters import timm as from_timm
 from everseg.models.adapters.whole import Classifier, build_network, find_classifiers
 from everseg.models.build import ARCHITECTURES
 from everseg.models.model import SegmentationModel
+from everseg.models.stored import Sizes, within
 from everseg.models.tensor_file import read_tensors
 from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import load_strictly
@@ -454,7 +455,10 @@ def _original(folder: Path, state: dict[str, Tensor]) -> tuple[dict[str, Any], A
         raise ConfigError(
             f"--arch transformers:{folder}: no readable config.json ({type(error).__name__})"
         ) from None
-    network: Any = build_network(config)
+    sizes = Sizes.of(state)
+    sizes.check(config, "config.json")
+    with within(sizes):  # somebody else may have made it
+        network: Any = build_network(config)
     try:  # load through the library, which also knows older names of its weights
         network, info = type(network).from_pretrained(
             None, config=network.config, state_dict=dict(state), output_loading_info=True
