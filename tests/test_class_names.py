@@ -185,6 +185,7 @@ SOURCE = Path(everseg.__file__).parent
 FOLDED_ELSEWHERE = {
     "cli/docs.py": "anchors of headings",
     "cli/output.py": "the label of an address in the package's metadata",
+    "config/show.py": "the first letter of a setting's help",
     "config/loading.py": "the ending of a file",
     "data/datasets/__init__.py": "the ending of a file",
     "data/datasets/coco.py": "names and endings of files",

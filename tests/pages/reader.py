@@ -52,7 +52,7 @@ SUBSTITUTIONS = {
         "sync_norm=false train.batch=4",
         "CUDA only; batch norm wants two images per process",
     ),
-    r"(keep.at.least.)0\.97": (r"\g<1>0.1", "the norms of a network of few steps still move"),
+    r"(keep.at.least.)0\.\d+": (r"\g<1>0.01", "the norms of a network of few steps still move"),
     r"(everseg (?:export|extend|adopt) .*)": (
         r"\1 --no-onnx",
         "ten seconds each; tests/deploy/test_export.py has it",
