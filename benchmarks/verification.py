@@ -53,19 +53,21 @@ general limit."""
 INTRODUCTION = """# Agreement with the original code
 
 Numbers produced by the authors' own code (run on CPU, one process) against everseg's. The later methods were built from
-a description of what that code does; where its licence does not allow it, nobody here has opened it. Differences are
+a description of what that code does. Where its licence does not allow it, nobody here has opened it. Differences are
 relative: for loss terms and norms to each value, for tensors to the tensor's largest value. `0` means bit-equal. Made
 by
 
     python -m benchmarks.verification GOLDEN_DIR --write docs/verification.md
 
-`train_mib_*` are whole training runs in float64, replayed through `everseg.engine.step.train_batch` from the stored
-initial weights and batches: loss terms, gradient norms and weight norms at every iteration of every step, all final
+`train_mib_*` are whole training runs in float64. They are replayed through `everseg.engine.step.train_batch` from the
+stored
+initial weights and batches. Compared are loss terms, gradient norms and weight norms at every iteration of every
+step, all final
 weights, buffers and regulariser statistics. Terms: `ce` classification, `lkd` output distillation, `lde` feature
 distillation, `icarl` LwF-MC's distillation, `reg` penalty, all without their weights.
 
 Gradient norms are compared twice: each tensor's to itself, and to the norm of the whole gradient. `MiB_2epochs`
-multiplies rounding by 1e9 over its 12 iterations: images scaled by 1 + 2e-16 move everseg's own per-tensor gradient
+multiplies rounding by 1e9 over its 12 iterations. Images scaled by 1 + 2e-16 move everseg's own per-tensor gradient
 norms there by 4e-7, two threads instead of one by 1e-7; in ILT's run the scaling moves them by 1e-7. So these have a
 wider limit in these runs, and may be above 1e-8; their losses and weights are not.
 
@@ -75,7 +77,7 @@ for the largest dilation), replayed with method `mdil` in the authors' form: `kl
 the updates) or `two` ("modern": absent). Steps also stored with a distillation weight of 50 are replayed too. `kld` is
 the authors' divergence, `kld_corrected` the one of logarithms, both from the outputs met in training. Gradients and
 weights are compared at every update (two per batch in the third step), each gradient to its tensor's norm and to the
-whole gradient's; those below 1e-10 of the whole, which are zero but for rounding, to the whole only. Sums are relative
+whole gradient's. Those below 1e-10 of the whole, which are zero but for rounding, to the whole only. Sums are relative
 to norm * sqrt(size). Validation runs through every domain's path. `model_mdil_*`: every path of networks with one, two
 and three domains; `mdil_transfer`: what each tensor of a grown network starts from; `mdil_param_groups`: which weights
 are trained at which rate.

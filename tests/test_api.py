@@ -414,7 +414,7 @@ def test_predict_writes_exact_masks_and_overlays(
     out = tmp_path / "out"
     code, text, err = call("predict", finished.path, tmp_path / "in", "-o", out)
     assert code == 0, err
-    assert text.startswith("3 masks and overlays")
+    assert text.startswith("masks and overlays of 3 images")
     model = everseg.load(finished.path)
     for name, image in images.items():
         stem = out / Path(name).with_suffix("")

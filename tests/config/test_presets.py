@@ -477,12 +477,14 @@ def test_what_has_no_command_is_not_listed() -> None:
 
 
 # What the encoders' authors state for ADE20K: learning rate, weight decay, decay by layer, factor of the head, frozen.
+# ConvNeXt's decay of 0.9 is by stage, and everseg's by block.
 AUTHORS = {
     "swin-b": (6e-5, 0.01, None, 1.0, False),
     "mit-b2": (6e-5, 0.01, None, 10.0, False),
     "vit-b": (1e-4, 0.05, 0.65, 1.0, False),
-    "convnext-t": (1e-4, 0.05, 0.9, 1.0, False),
-    **{f"dinov{k}-{size}": (1e-3, 1e-4, None, 1.0, True) for k in (2, 3) for size in "sb"},
+    "convnext-t": (1e-4, 0.05, 0.95, 1.0, False),
+    **{f"dinov2-{size}": (1e-3, 1e-4, None, 1.0, True) for size in "sb"},
+    **{f"dinov3-{size}": (1e-3, 1e-3, None, 1.0, True) for size in "sb"},
 }
 
 

@@ -263,7 +263,8 @@ def test_all_faults_come_at_once_and_the_summary_lists_every_one(folder):
     folder.add("train", "esc\x1b[31m", np.full((2, 2), 255))
     report = folder.check(labels)
     text = report.summary()
-    assert all(f"train/x{i:02d}: id 50 (4 pixels)" in text for i in range(30))
+    assert all(f"train/x{i:02d}" in text for i in range(30))
+    assert text.count("id 50 (4 pixels)") == 3
     assert "ERROR undeclared-id (30)" in text
     assert "ERROR unreadable-image (1)" in text
     assert "WARNING class-missing (1)" in text
@@ -310,3 +311,25 @@ def test_a_build_that_fails_is_a_finding_but_a_wrong_option_is_not(folder):
 
     with pytest.raises(ConfigError):
         doctor.check_source(wrong)
+
+
+def test_what_many_samples_share_is_written_out_a_few_times_and_every_sample_is_named() -> None:
+    many = [
+        doctor.finding("error", "unreadable-image", "train", f"{n:02}", f"/data/{n:02}.png: 16 bits")
+        for n in range(9)
+    ]
+    other = doctor.finding("error", "unreadable-image", "train", "other", "/data/other.png: is a text")
+    lines = doctor.Report("street", (*many, other)).summary().splitlines()
+    assert sum("16 bits" in line for line in lines) == 3
+    must_say(next(line for line in lines if "same" in line), "6", "train/03", "train/08")
+    assert any("other.png: is a text" in line for line in lines)
+
+
+def test_classes_are_not_missed_where_no_image_could_be_read(folder: Folder) -> None:
+    for mask in folder.root.rglob("*_mask.png"):
+        mask.write_bytes(b"no picture")
+    assert {one.code for one in folder.check().findings} == {"unreadable-mask"}
+    folder.add("train", "seen", np.ones((2, 2)))
+    missing = [one.message for one in folder.check().findings if one.code == "class-missing"]
+    assert missing
+    assert all("could be read" in one for one in missing)

@@ -14,6 +14,8 @@ from untrained import picture
 import everseg
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.extend import Place, _Asked
+from everseg.deploy.precisions import trials_of_run
+from everseg.errors import ConfigError
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.progress import Progress
@@ -159,6 +161,11 @@ def test_the_nearest_branch_is_the_one_that_labels_the_new_images_best(two_branc
     assert place(old_data, "dusk", None, False) == Place("dusk", "dusk", "default")
     assert place(old_data, "dusk", "line", False) == Place("dusk", "dusk", "line")
     assert place(old_data, "dusk", None, True) == Place("dusk", "default")
+    # a method with options that no other one has
+    changes = ("data.workers=0", "method.kl=probabilities")
+    asked = _Asked(source, old_data, (), "mdil", None, changes, None).at("dusk", None, False, told)
+    assert asked.place == Place("dusk", "dusk", "default")
+    assert asked.overrides == changes
     green = (
         shutil.copytree(old_data.parent, old_data.parent.with_name("green"), dirs_exist_ok=True) / "data.yaml"
     )
@@ -177,3 +184,9 @@ def test_a_place_that_shares_a_branch(at, old_data, call):
     one, other = (model.predict(image, branch=name).ids for name in ("default", "dusk"))
     assert np.array_equal(one, other)
     assert json.loads(out)["on_new"][0]["after"] is not None
+    # its own images measure smaller files, of this branch and of no other
+    run = RunFolder(Path("runs/bundle-v2"))
+    trials = trials_of_run(run, new.spaces, new.about.domains, [])
+    assert [label.shape for _, label in trials["default"].measured()] == [(40, 40)] * 6
+    with pytest.raises(ConfigError, match=r"line.*--calibrate"):
+        trials_of_run(run, {**new.spaces, "line": new.spaces["default"]}, new.about.domains, [])

@@ -164,6 +164,24 @@ def test_what_is_missing_is_asked_for_at_once(tmp_path: Path, call: Callable) ->
     code, _, err = call("export", BUNDLE, "-o", tmp_path / "b", "--precision", "int7", "--calibrate", SCENES)
     assert code == 2
     must_say(err, "int7", "int8")
+    code, _, err = call("export", BUNDLE, "-o", tmp_path / "b", "--calibrate", SCENES)
+    assert code == 2
+    must_say(err, "--calibrate", "--precision")
+    code, _, err = call(
+        "export",
+        BUNDLE,
+        "-o",
+        tmp_path / "b",
+        "--precision",
+        "int8",
+        "--calibrate",
+        SCENES,
+        "--memory",
+        "--step",
+        0,
+    )
+    assert code == 2
+    must_say(err, "--memory", "--step")
     with pytest.raises(ConfigError, match="no-onnx"):
         everseg.export(BUNDLE, tmp_path / "b", precision=["int8"], onnx=False)
 

@@ -13,6 +13,7 @@ import torch
 
 from everseg.deploy import extend
 from everseg.deploy.bundle import open_bundle
+from everseg.errors import CheckpointError
 from everseg.runs.commit import load_tensors
 from saying import must_say
 
@@ -48,6 +49,21 @@ def test_a_dry_run_says_what_happens_and_keeps_nothing(at, old_data, call):
         ["green"],
         "complete",
     )
+
+
+def test_a_dry_run_asks_for_the_signature_and_for_shares_that_can_be(at, new_data, call, monkeypatch):
+    line = ("extend", at, "--data", new_data, "--dry-run", "--quiet", *QUICK)
+    code, _, err = call(*line, "--keep-at-least", "1.5")
+    assert code == 2
+    must_say(err, "--keep-at-least", "1.5")
+
+    def unsigned(bundle: Path, key: Path) -> None:
+        raise CheckpointError(f"{bundle} is not signed with {key}")
+
+    monkeypatch.setattr(extend, "signed", unsigned)
+    code, _, err = call(*line, "--require-signature", "me.pub")
+    assert code == 4
+    must_say(err, "bundle", "me.pub")
 
 
 def test_quick_trains_the_new_classifier_alone(at, new_data, call):

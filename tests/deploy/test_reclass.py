@@ -18,6 +18,7 @@ from everseg.deploy.reclass import ClassEdits, with_classes
 from everseg.errors import ConfigError
 from everseg.labels import LabelPolicy, LabelSpace, RawLabels, shared_classes
 from everseg.models.build import deeplabv3_tiny, erfnet
+from everseg.models.domain_statistics import DomainStatistics
 from everseg.models.heads import Head
 from everseg.runs.model_folder import load_model
 from saying import must_say
@@ -160,7 +161,18 @@ def test_what_cannot_be_is_said_at_once(at, call):
     must_say(err, "--data", "--drop")
     code, _, err = call("extend", at, "--drop", "sky", "--add", "bus")
     assert code == 2
-    must_say(err, "--add bus", "--data")
+    must_say(err, "--add", "--data")
+    for more in (
+        ("--keep-at-least", "0.9"),
+        ("--old-val", "d.yaml"),
+        ("--how", "quick"),
+        ("--shared",),
+        ("a.b=1",),
+    ):
+        for dry in ((), ("--dry-run",)):
+            code, _, err = call("extend", at, "--drop", "sky", *more, *dry)
+            assert code == 2, (more, dry)
+            must_say(err, more[0], "--data")
     assert [path.name for path in at.parent.iterdir()] == ["bundle"]
 
 
@@ -185,6 +197,9 @@ def test_classes_of_several_steps_and_branches(tmp_path):
         "dusk": LabelSpace(((0, 1, 2),), ("background", "road", "truck")),
     }
     edits = ClassEdits(drop=("bus",), merge={"car": ("car", "truck")})
+    seen = model.domain_statistics["day"] = DomainStatistics(
+        2, torch.zeros(8).double(), torch.eye(8).double()
+    )
     old, new, bundle = edited(tmp_path, model, spaces, edits)
     assert bundle.spaces["day"].names == ("background", "road", "car", "tree")
     assert bundle.spaces["dusk"].names == ("background", "road", "car")
@@ -194,6 +209,9 @@ def test_classes_of_several_steps_and_branches(tmp_path):
     day, after = a["day"].logits, b["day"].logits
     expected = torch.cat([day[:, :2], day[:, [2, 4]].logsumexp(1, keepdim=True), day[:, 3:4]], 1)
     torch.testing.assert_close(after, expected, rtol=1e-6, atol=1e-6)
+    # what the images of a branch look like is of the encoder, which is the same
+    assert list(new.domain_statistics) == ["day"]
+    assert torch.equal(new.domain_statistics["day"].covariance, seen.covariance)
     # a later growth goes on
     new.grow({"day": 2})
     assert new(image())["day"].logits.shape[1] == 6

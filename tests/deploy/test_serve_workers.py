@@ -5,21 +5,25 @@ from __future__ import annotations
 import concurrent.futures
 import io
 import json
+import shutil
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from untrained import make_bundle, picture
 from worker_job import numbered
 
 import everseg
+from everseg.deploy.bundle import open_bundle
 from everseg.deploy.http_server import RefusedError
-from everseg.deploy.serve import Server
+from everseg.deploy.serve import Server, predictor
 from everseg.deploy.workers import Job, Workers
-from everseg.errors import ConfigError
+from everseg.errors import CheckpointError, ConfigError
 
 
 def test_processes_that_hang_or_die_are_replaced() -> None:
@@ -46,6 +50,45 @@ def test_what_cannot_be_is_told(tmp_path: Path) -> None:
         Server([bundle], 0, workers=0)
     with pytest.raises(ConfigError, match="--model"):
         Server([bundle], 0, workers=2, builder=lambda **_: None)
+
+
+def test_a_process_that_begins_later_serves_the_same_bundle_or_none(tmp_path: Path) -> None:
+    """A server may run for weeks before one of its processes dies and is replaced."""
+    bundle = make_bundle(tmp_path / "b", {"all": ["background", "red"]})
+    digest = open_bundle(bundle).digest
+    threads = torch.get_num_threads()
+    assert predictor([(str(bundle), digest)], None, None, threads)
+    shutil.rmtree(bundle)
+    make_bundle(bundle, {"all": ["background", "green"]})
+    with pytest.raises(CheckpointError, match="another bundle"):
+        predictor([(str(bundle), digest)], None, None, threads)
+
+
+def test_the_page_of_the_command_gets_the_key_and_every_other_option(call: Callable, monkeypatch) -> None:
+    given: dict[str, object] = {}
+
+    def serve(*bundles: object, **options: object) -> None:
+        given.update(options)
+        raise ConfigError("not started")
+
+    monkeypatch.setattr("everseg.api.serve", serve)
+    line = (
+        "--port",
+        1,
+        "--require-signature",
+        "me.pub",
+        "--workers",
+        3,
+        "--timeout",
+        7,
+        "--precision",
+        "int8",
+    )
+    assert call("serve", "b", *line, "--quiet")[0] == 2
+    assert given == {
+        "port": 1, "builder": None, "precision": "int8", "require_signature": Path("me.pub"), "workers": 3,
+        "timeout": 7.0, "quiet": True,
+    }  # fmt: skip
 
 
 @pytest.mark.slow

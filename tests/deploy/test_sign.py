@@ -84,6 +84,11 @@ def test_what_predicts_serves_and_extends_asks_for_the_key(
     with pytest.raises(CheckpointError, match="signed"):
         everseg.extend(signed, data=data, require_signature=tmp_path / "other.pub")
     assert Served(signed, require_signature=tmp_path / "mine.pub").name == "b"
+    code, _, err = call(
+        "extend", signed, "--data", data, "--dry-run", "--require-signature", tmp_path / "other.pub"
+    )
+    assert code == 4
+    must_say(err, "other.pub", "signed")
     with pytest.raises(CheckpointError, match="bundle"):
         everseg.load(FIXTURES / "run-format-1", require_signature=tmp_path / "mine.pub")
 

@@ -67,6 +67,7 @@ def train(events: Events, first: int = 1) -> None:
     events.evaluation(
         first, 0, ["background", "road"], {"miou": {"all": 0.5}, "class_iou": [0.5, None]}, np.eye(2, dtype=np.int64),
         [(np.zeros((6, 8, 3), np.uint8), np.zeros((6, 8), np.int64), np.zeros((6, 8), np.int64))],
+        background=0,
     )  # fmt: skip
 
 

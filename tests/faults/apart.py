@@ -60,7 +60,7 @@ def apart(
     prepare: Callable[[], object] | None = None,
     watch: bool = False,
     cache: Path | None = None,
-    timeout: float = 120.0,
+    timeout: float = 600.0,  # the machine may be busy with other work
     kill_after: float | None = None,
 ) -> Ended:
     """Do the work in a forked process, in a folder.

@@ -77,6 +77,14 @@ def test_coco_comes_back(tmp_path: Path, call: Callable) -> None:
     stored = json.loads((tmp_path / "out/annotations/instances_default.json").read_text())
     assert {one["file_name"] for one in stored["images"]} == {f"{n}.png" for n in range(4)}
     assert "background" not in {one["name"] for one in stored["categories"]}
+    predict(call, tmp_path / "out", "coco")  # what was predicted is replaced
+    people = tmp_path / "people/annotations/instances_default.json"
+    people.parent.mkdir(parents=True)
+    people.write_text('{"info": {"description": ""}, "images": []}')
+    code, _, err = call("predict", BUNDLE, IMAGES, "-o", tmp_path / "people", "--format", "coco", "--quiet")
+    assert code == 2
+    must_say(err, people, "--out")
+    assert '"images": []' in people.read_text()
     as_predicted(opened(tmp_path / "out", layout="coco", split={"val": 0.5}))
 
 
@@ -130,6 +138,12 @@ def test_a_geotiff_lies_where_its_image_lies(tmp_path: Path, call: Callable) -> 
         for tag in (33550, 33922, 34735, 34737):
             assert mask.tag_v2[tag] == given.tag_v2[tag]
             assert mask.tag_v2.tagtype[tag] == given.tag_v2.tagtype[tag]
+    before = (tmp_path / "in/north/a.tif").read_bytes()
+    for images, out in (("in", "in"), ("in/north/a.tif", "in/north")):
+        code, _, err = call("predict", BUNDLE, tmp_path / images, "-o", tmp_path / out, "--format", "geotiff")
+        assert code == 2, (images, out)
+        must_say(err, "overwrite", "a.tif")
+        assert (tmp_path / "in/north/a.tif").read_bytes() == before
     names = json.loads((tmp_path / "out/classes.json").read_text())
     assert tuple(names.values()) == everseg.load(BUNDLE).classes
     code, _, err = call("predict", BUNDLE, IMAGES, "-o", tmp_path / "none", "--format", "geotiff")
@@ -142,10 +156,13 @@ def test_what_a_form_cannot_hold_is_told_before_anything_is_predicted(tmp_path: 
     space = LabelSpace(((0, 1),), ("background", "a:b"), background=0)
     with pytest.raises(ConfigError, match="a:b"):
         writer_of("cvat", tmp_path / "o", [space], [])
+    many = LabelSpace((tuple(range(300)),), tuple(f"c{n}" for n in range(300)), background=0)
+    with pytest.raises(ConfigError, match=r"299.*coco"):
+        writer_of("cvat", tmp_path / "o", [many], [])
     with pytest.raises(ConfigError, match=r"xml.*cvat"):
         writer_of("xml", tmp_path / "o", [space], [])
     with pytest.raises(DataError, match=r"x\.tif"):
-        writer_of("geotiff", tmp_path / "o", [space], [tmp_path / "x.tif"])
+        writer_of("geotiff", tmp_path / "o", [space], [(tmp_path / "x.tif", Path("x"))])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -106,7 +106,8 @@ def test_without_a_network_the_source_and_the_place_are_named(
         weights.get(one.name)
     must_say(str(stop.value), one.source, str(shared / one.name))
     monkeypatch.undo()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # the variable of the same name is read once, when the hub's client is imported
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError) as stop:
         weights.get("hf:nvidia/mit-b2", shared)
     must_say(str(stop.value), "hf:nvidia/mit-b2", str(shared / "nvidia" / "mit-b2"))
@@ -123,12 +124,26 @@ def test_a_repository_is_fetched_whole(shared: Path, monkeypatch: pytest.MonkeyP
             raise EntryNotFoundError(f"{repo} has no {name}")
         local_dir.mkdir(parents=True, exist_ok=True)
         (local_dir / name).write_bytes(repository[name])
+        (local_dir / ".cache" / "huggingface").mkdir(parents=True, exist_ok=True)  # as the hub's client does
         return str(local_dir / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     got = weights.get("hf:nvidia/mit-b2")
     assert Path(got.here) == shared / "nvidia" / "mit-b2" / "pytorch_model.bin"
     assert len((shared / weights.SUMS).read_text().splitlines()) == 2
+    here = Path(got.here).parent
+    (here / "README.md").write_text("somebody's note")
+    # What is there is checked, and not fetched again; nothing is written, so a folder that is only readable will do.
+    with monkeypatch.context() as offline:
+        offline.setattr(huggingface_hub, "hf_hub_download", None)
+        offline.setattr(weights, "write_bytes", None)
+        assert weights.get("hf:nvidia/mit-b2") == got
+    # A download that was interrupted leaves the client's folder and the description.
+    (here / "pytorch_model.bin").unlink()
+    assert weights.get("hf:nvidia/mit-b2") == got
+    (here / "config.json").unlink()
+    assert weights.get("hf:nvidia/mit-b2") == got
+    assert (here / "config.json").is_file()
     # What the settings name is found there, without the hub's client.
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert weight_file("hf:nvidia/mit-b2", download=False) == Path(got.here)
@@ -138,6 +153,38 @@ def test_a_repository_is_fetched_whole(shared: Path, monkeypatch: pytest.MonkeyP
     (shared / "nvidia" / "mit-b2" / "config.json").unlink()
     with pytest.raises(ConfigError, match="EVERSEG_WEIGHTS"):
         fetch("nvidia/mit-b2", ["config.json"], **options)
+
+
+def test_a_licence_to_accept_first_is_named_with_its_page(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def download(repo: str, name: str, *, local_dir: Path) -> str:
+        raise GatedRepoError.__new__(GatedRepoError)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    name = "facebook/dinov3-vits16-pretrain-lvd1689m"
+    with pytest.raises(ConfigError) as stop:
+        weights.get(f"hf:{name}")
+    must_say(str(stop.value), f"https://huggingface.co/{name}", "licence", "hf auth login")
+
+
+def test_a_folder_without_the_right_to_write_is_no_traceback(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.mkdir()
+    (shared / "resnet101-63fe2227.pth").write_bytes(b"")
+    known(monkeypatch, "resnet101-63fe2227.pth", checksum="")
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(weights, "write_bytes", refuse)
+    with pytest.raises(ConfigError) as stop:
+        weights.get("resnet101-63fe2227.pth")
+    must_say(str(stop.value), str(shared / weights.SUMS), "Permission denied")
 
 
 def test_a_name_alone_is_looked_for_in_the_shared_folder_after_the_working_folder(

@@ -147,10 +147,10 @@ def test_teacher_is_bit_unchanged_and_the_model_of_before(toy, name):
 def test_every_hyperparameter_changes_the_result(toy, name, field):
     needs = NEEDS.get(field, {})
     value = other_value(registry.resolve("method", name), field)
-    key = (name, str(needs))
+    key = (name, str(needs), field == "shared_lr_scale")
     if name in BY_PIXEL:
         toy.side, toy.teacher_sees = 64, 3.0
-    steps = toy.domains if name in OVER_DOMAINS else toy.steps
+    steps = toy.domains if name in OVER_DOMAINS or field == "shared_lr_scale" else toy.steps
     if key not in PLAIN:
         PLAIN[key] = fingerprint(toy.train(build(name, **needs), toy.model(name), *steps))
     ours = PLAIN[key]
@@ -294,7 +294,7 @@ def test_new_branch_learns_and_leaves_the_old_ones_weights_alone(toy, name):
     run = toy.train(method, model, toy.step(1, {"a": (3,), "b": (4,)}, {"b": 4}, "b"))
     assert set(run.terms[-1]) - {"ce", "bce"} == {
         "lwf": {"kd"}, "lwf-mc": {"kd"}, "ilt": {"kd", "feature"}, "mdil": {"kd"}, "mdil+mib": {"kd_domains"},
-        "plop": {"pod"}, "reminder": {"pod"}, "rcil": {"kd", "spatial", "channel"},
+        "plop": {"pod"}, "reminder": {"pod"}, "rcil": {"kd", "spatial", "channel"}, "complete": {"kd"},
         "ewc": {"penalty"}, "rw": {"penalty"}, "pi": {"penalty"}, "sats": {"attention"},
     }.get(name, set())  # fmt: skip
     after = {k: v for k, v in model.state_dict().items() if k.startswith("heads.a.")}

@@ -385,6 +385,18 @@ def test_what_a_method_compares_instead_is_said():
     must_say(error.value, "layer4.pre", "layer1", "decoder")
 
 
+def test_a_network_that_cannot_run_the_trial_image_is_no_reason_to_stop():
+    model = tiny("swin")
+    for fails in (RuntimeError("only 512 x 512\nmore"), AssertionError()):
+        model.encoder.forward = lambda *_, fails=fails, **__: (_ for _ in ()).throw(fails)
+        with pytest.raises(ConfigError) as error:
+            model.tap_names()
+        must_say(error.value, "128", "64")
+        (note,) = compared_otherwise(registry.resolve("method", "plop")(), model)
+        assert note.count("\n") == 0
+    must_say(note, "128")
+
+
 @pytest.mark.parametrize("kind", ["swin", "beit", "convnext", "resnet"])
 def test_networks_without_attention_over_the_image_say_so(kind):
     model = tiny(kind)

@@ -215,7 +215,10 @@ def test_other_training_is_one_table_with_what_differs(tmp_path: Path) -> None:
         (f"ft, lr next {usual}", [0]),
         ("ft, lr next 0.5", [0, 1]),
     ]
-    assert list(table["settings"][0].values())[1] == f"train.lr_next: {usual} -> 0.5"
+    assert (
+        list(table["settings"][0].values())[1]
+        == f"learning rate of later steps (train.lr_next): {usual} -> 0.5"
+    )
 
 
 def test_aliases_are_one_task(tmp_path: Path) -> None:

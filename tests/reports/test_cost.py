@@ -153,7 +153,7 @@ def test_every_number_says_what_it_is_and_which_direction_is_better(sweep: Path)
     assert best([0.1, None, 0.3], "forgetting") == 0.1
     assert best([0.1, 0.1], "old") is None, "equal ones are no best"
     page = Parsed(tables.html(collect([sweep])[0]))
-    must_say(page.text, "forgetting ↓", "average ↑", "negative = improved")
+    must_say(page.text, "forgetting ↓", "average ↑", "Negative: they got better")
 
 
 def test_fine_tuning_is_what_others_are_measured_by(sweep: Path) -> None:

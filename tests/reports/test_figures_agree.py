@@ -105,7 +105,7 @@ def test_headline_cards_tables_charts_terminal_and_comparison_show_the_same_digi
         console.print(terminal.run_table(everseg.Run(RunFolder(run)).to_json()))
     last = said.get().split("\n")[-3].split()
     for number, group in enumerate(("old", "new", "all")):
-        cells[group] |= {row[group], last[number - 8]}
+        cells[group] |= {row[group], last[number - 5]}
     assert cells == {group: {value} for group, value in shown.items()}
 
 

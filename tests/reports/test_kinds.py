@@ -14,7 +14,7 @@ from made_runs import counts, made_run, two_steps
 from parsed_pages import Parsed, parsed
 
 from everseg.labels import LabelSpace
-from everseg.reports.figures import classes_chart
+from everseg.reports.figures import classes_chart, steps_chart
 from everseg.reports.glossary import words
 from everseg.reports.html import write_report
 from everseg.reports.kinds import WORDS, Kind, Words, kind_of
@@ -199,3 +199,15 @@ def test_more_than_eight_groups_of_classes_get_a_hatching_in_chart_and_legend() 
     assert len(set(colours)) == number
     assert [colour.startswith("repeating-linear-gradient") for colour in colours] == [False] * 8 + [True] * 2
     assert chart.svg is None or chart.svg.count("<pattern") > 0
+
+
+def test_a_background_that_no_pixel_is_is_not_spoken_of() -> None:
+    """CamVid labels every pixel: its model has an output for background, which the means do not count."""
+    space = LabelSpace(((0,), (1, 2)), ("background", "road", "tree"), 0)
+    for true, counted in ((0, False), (7, True)):
+        counts = np.array([[true, 0, 0], [1, 5, 0], [0, 2, 4]])
+        track = Track("one", "default", (0, 1), (counts, counts), (space, space))
+        assert track.counts_background is counted
+        chart = steps_chart(track, "steps")
+        assert chart is not None
+        assert ("background" in chart.caption) is counted

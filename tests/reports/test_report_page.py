@@ -463,7 +463,7 @@ ROW = {
     "accuracy_before": 0.5,
     "accuracy_after": 0.5,
 }
-HOSTILE = {
+HOSTILE_TABLES = {
     "a link out": (_linked, {}),
     "a FIFO": (lambda folder: os.mkfifo(folder / "a.png"), {}),
     "a folder elsewhere": (_elsewhere, {}),
@@ -476,10 +476,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", HOSTILE_TABLES)
 def test_stored_features_lead_nowhere_else(tmp_path: Path, kind: str) -> None:
     """A run folder from elsewhere must not put a private picture of this machine into a page that is passed on."""
-    run, (make, changes) = tmp_path / "run", HOSTILE[kind]
+    run, (make, changes) = tmp_path / "run", HOSTILE_TABLES[kind]
     folder = run / "features/x"
     folder.mkdir(parents=True)
     for path in (tmp_path / "private.png", tmp_path / "other/a.png"):

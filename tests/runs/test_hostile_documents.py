@@ -98,7 +98,7 @@ def test_wrong_values_in_documents_are_told_or_harmless(run: Path) -> None:
 
 @pytest.mark.slow
 def test_many_wrong_values_in_documents_are_told_or_harmless(run: Path) -> None:
-    check_wrong_values(run, 150)
+    check_wrong_values(run, 100)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -391,6 +391,29 @@ def test_a_relay_passes_on_a_signal_and_its_end_ends_the_run(tmp_path: Path) -> 
         _wait_for(tmp_path / f"{name}-saved")
 
 
+def test_a_relay_passes_on_a_signal_that_comes_while_it_starts_the_run() -> None:
+    # Popen that is interrupted between the start of the process and its return
+    slow = (
+        "import os, signal, subprocess\n"
+        "class Slow(subprocess.Popen):\n"
+        "    def __init__(self, *given, **named):\n"
+        "        super().__init__(*given, **named)\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "subprocess.Popen = Slow\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        slow + process.RELAY,
+        sys.executable,
+        "-c",
+        "import time; time.sleep(60)",
+    ]
+    start = time.monotonic()
+    assert process.Child(command, os.environ).wait() == 143
+    assert time.monotonic() - start < 50
+
+
 def test_a_task_that_ray_interrupts_has_its_run_save_itself(tmp_path: Path) -> None:
     code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print(1, flush=True); time.sleep(60)"
     log = tmp_path / "a.log"

@@ -197,7 +197,9 @@ def extend(
     if dry_run:
         seen = api.preview(
             bundle, data=data, add=names, **edits, method=method, how=how, budget=budget, overrides=overrides or [],
-            model=model, old_val=old_val, domain=domain, like=like, shared=shared, quiet=quiet,
+            model=model, old_val=old_val, domain=domain, like=like, shared=shared,
+            keep_at_least=keep_at_least, keep_each_at_least=keep_each_at_least,
+            require_signature=require_signature, quiet=quiet,
         )  # fmt: skip
         give(seen, as_json)
         return
@@ -498,6 +500,8 @@ def serve(
             port=port,
             builder=builder(model),
             precision=precision,
+            require_signature=require_signature,
+            workers=workers,
             timeout=timeout,
             quiet=quiet,
         ) as serving:

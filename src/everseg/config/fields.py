@@ -252,7 +252,7 @@ class TrainConfig(_Section):
     epochs: int = Field(default=30, ge=1)
     """Passes over the images of the first step."""
     epochs_next: int | None = Field(default=None, ge=1)
-    """The same for later steps; default as `epochs`."""
+    """Passes over the images of each later step; default as `epochs`."""
     batch: int = Field(default=24, ge=1)
     """Images per iteration (one update of the weights) over all processes together."""
     accumulate: int = Field(default=1, ge=1)
@@ -261,7 +261,7 @@ class TrainConfig(_Section):
     lr: float = Field(default=0.01, gt=0)
     """Learning rate of the first step."""
     lr_next: float | None = Field(default=0.001, gt=0)
-    """The same for later steps; null as `lr`."""
+    """Learning rate of later steps; null as `lr`."""
     schedule: Literal["poly", "step", "constant"] = "poly"
     """Learning rate over the iterations of a step."""
     schedule_by: Literal["iteration", "epoch"] = "iteration"

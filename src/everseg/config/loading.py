@@ -27,14 +27,14 @@ from everseg.config.checks import (
     train_problems,
 )
 from everseg.config.fields import DataConfig, RunConfig
-from everseg.config.show import config_hash, difference, dump, fields, identity, settings, to_json
+from everseg.config.show import config_hash, difference, dump, fields, identity, in_words, settings, to_json
 from everseg.config.yaml import MAX_DEPTH, FullKey, Origin, Parsed, parse, read, scalar
 from everseg.errors import ConfigError
 from everseg.files import real_path
 
 __all__ = [
-    "config_hash", "difference", "dump", "fields", "from_stored", "identity", "load", "load_data", "override_value",
-    "own_code", "refuse_own_code", "settings", "to_json",
+    "config_hash", "difference", "dump", "fields", "from_stored", "identity", "in_words", "load", "load_data",
+    "override_value", "own_code", "refuse_own_code", "settings", "to_json",
 ]  # fmt: skip
 
 SHORTHAND: dict[str, FullKey] = {

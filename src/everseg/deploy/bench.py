@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from everseg.data.batches.parallel import available_cores
 from everseg.deploy.bundle import Bundle, open_bundle
 from everseg.display import Piece, Result, counted, figure, size, table
 from everseg.errors import ConfigError, EversegError
@@ -118,7 +119,7 @@ def bench(
         raise ConfigError(f"--domain {domain}: the model of {bundle} knows {', '.join(branches)}")
     branch = branches[domain] if domain is not None else next(iter(about.spaces))
     sides = _sides(opened, size)
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or available_cores()
     channels = about.form.channels
     job = {
         "bundle": str(opened.path), "branch": branch, "threads": threads, "runs": runs, "builder": model,

@@ -107,7 +107,10 @@ def _onnxruntime(job: Mapping[str, Any]) -> Callable[[], Run]:
 def _openvino(job: Mapping[str, Any]) -> Callable[[], Run]:
     import openvino
 
-    settings = {"INFERENCE_NUM_THREADS": job["threads"], "PERFORMANCE_HINT": "LATENCY"}
+    # Where the processor has bfloat16, OpenVINO would compute in it by itself, and some pixels get other classes.
+    settings = {
+        "INFERENCE_NUM_THREADS": job["threads"], "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+    }  # fmt: skip
 
     def prepare() -> Run:
         core = openvino.Core()

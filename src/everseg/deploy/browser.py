@@ -12,7 +12,7 @@ from typing import Any
 
 from everseg.data.writing import flush_folder, write_flushed
 from everseg.deploy.bundle import new_folder, open_bundle
-from everseg.display import Piece, Result, size
+from everseg.display import Piece, Result, counted, size
 from everseg.errors import ConfigError
 from everseg.files import real_path
 from everseg.inference.onnx_files import files_of
@@ -64,7 +64,7 @@ def page(
     problems = []
     if about.form.channels is not None:
         problems.append(
-            f"{bundle}: the model sees {len(about.form.channels)} channels, and a browser shows three"
+            f"{bundle}: the model sees {counted(len(about.form.channels), 'channel')}, and a browser shows three"
         )
     folder = Path(runtime)
     folder = folder / "dist" if (folder / "dist").is_dir() else folder

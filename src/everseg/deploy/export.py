@@ -103,8 +103,16 @@ def export(
     smaller = asked_precisions(precision, onnx)
     if smaller:
         require_onnx()
+    elif calibrate is not None:
+        raise ConfigError("--calibrate: it is for smaller ONNX files; say which ones (--precision fp16,int8)")
     if not is_run:
         if is_bundle(path):
+            strange = {"--step": step is not None, "--images": images is not None, "--memory": memory}
+            if smaller and (given := [option for option, asked in strange.items() if asked]):
+                raise ConfigError(
+                    f"{', '.join(given)}: {path} is a bundle, whose copy has the same model, memory and full ONNX "
+                    "file; leave it out, or export the run"
+                )
             return _copied(path, out, smaller, calibrate, max_drop, overrides, builder)
         model_folder_at(path)  # a path that is wrong is told before anything else
     if out is None:

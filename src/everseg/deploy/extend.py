@@ -234,7 +234,10 @@ def extend(
     target = Path(out) if out is not None else _next_name(source.path)
     edits = ClassEdits.of(drop, merge, rename)
     if data is None:
-        _needs_no_data(edits, add, domain, overrides)
+        _needs_no_data(
+            edits, overrides, add=add, method=method, how=how, budget=budget, old_val=old_val, domain=domain, like=like,
+            shared=shared, keep_at_least=keep_at_least is not None, keep_each_at_least=keep_each_at_least is not None,
+        )  # fmt: skip
         return change_classes(source, target, edits, images=images, onnx=onnx, builder=_builder(model))
     if edits:
         between = target.with_name(f"{target.name}-classes")
@@ -344,6 +347,9 @@ def preview(
     domain: str | None = None,
     like: str | None = None,
     shared: bool = False,
+    keep_at_least: float | None = None,
+    keep_each_at_least: float | None = None,
+    require_signature: str | Path | None = None,
     quiet: bool = False,
 ) -> Preview | ClassChanges:
     """Say what `extend` with the same arguments would teach and keep, and measure how long it would take here.
@@ -354,9 +360,17 @@ def preview(
         EversegError: as `extend`, as far as it can be known before the training.
     """
     progress = Progress(quiet=quiet)
+    if require_signature is not None:
+        signed(Path(bundle), require_signature)
+    Gate(
+        keep_at_least, keep_each_at_least
+    )  # it is judged after the training; a share that is none is told now
     source, edits = open_bundle(bundle), ClassEdits.of(drop, merge, rename)
     if data is None:
-        _needs_no_data(edits, add, domain, overrides)
+        _needs_no_data(
+            edits, overrides, add=add, method=method, how=how, budget=budget, old_val=old_val, domain=domain, like=like,
+            shared=shared, keep_at_least=keep_at_least is not None, keep_each_at_least=keep_each_at_least is not None,
+        )  # fmt: skip
         target = _next_name(source.path)
         return change_classes(source, target, edits, builder=_builder(model), dry_run=True)
     with tempfile.TemporaryDirectory(prefix="everseg-preview-") as place:
@@ -371,10 +385,11 @@ def preview(
         return _previewed(_within(budget, asked, None, progress), progress, measuring=old_val is not None)
 
 
-def _needs_no_data(
-    edits: ClassEdits, add: Sequence[str], domain: str | None, overrides: Sequence[str]
-) -> None:
+def _needs_no_data(edits: ClassEdits, overrides: Sequence[str], **given: Any) -> None:
     """Stop unless something is asked for that needs no data, and nothing else is.
+
+    Args:
+        given: options that mean nothing without new images, and what is given for each; false values are none.
 
     Raises:
         ConfigError: something is.
@@ -383,9 +398,11 @@ def _needs_no_data(
         raise ConfigError(
             "--data: name the new images (a data.yaml); only --drop, --merge and --rename need none"
         )
-    needing = [f"--add {','.join(add)}"] * bool(add) + [f"--domain {domain}"] * bool(domain) + list(overrides)
-    if needing:
-        raise ConfigError(f"{', '.join(needing)}: this needs new images; name them with --data")
+    needing = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if needing := [*needing, *overrides]:
+        raise ConfigError(
+            f"{', '.join(needing)}: nothing is trained or judged without new images; name them with --data"
+        )
 
 
 def _builder(model: str | None) -> Any:
@@ -457,9 +474,11 @@ class _Asked:
         if not others:
             return first
         found = dict[str, float]()
+        # Nothing is trained here, and another method may not know the options of the one that is asked for.
+        plain = tuple(text for text in self.overrides if not text.startswith(("method=", "method.")))
         for branch in (first, *others):
             config = replace(
-                self, add=(), method="complete", how=None, place=Place(None, branch)
+                self, add=(), method="complete", how=None, overrides=plain, place=Place(None, branch)
             ).configuration("nearest")
             try:
                 prepared = prepare(config.data, config.scenario, Progress(quiet=True), seed=config.seed)

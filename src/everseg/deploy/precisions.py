@@ -382,7 +382,7 @@ def trials_of_run(
     """Take a run's own data: training images to calibrate, test images to measure.
 
     Raises:
-        ConfigError, DataError: they are not at hand; the message says what to give instead.
+        ConfigError, DataError: they are not at hand, or a branch has none; the message says what to give instead.
     """
     config = stored_config(folder, overrides, kinds=("dataset",))
     try:
@@ -394,12 +394,19 @@ def trials_of_run(
         ) from None
     found: dict[str, Trial] = {}
     for key, dataset in datasets.items():
-        branch = domains.get(key) if domains else next(iter(spaces))
-        if branch is not None and branch not in found:
-            domain = key if domains else ""
+        if config.data.domains:
+            branch, domain = domains.get(key), key
+        else:  # one data set: of a run that extended a model with several branches, it is that of one place
+            branch, domain = config.scenario.branch or next(iter(spaces)), config.scenario.domain or ""
+        if branch is not None and branch in spaces and branch not in found:
             found[branch] = _of_dataset(
                 dataset, config.scenario, branch, spaces[branch], domain, foreign=False
             )
+    if lost := [branch for branch in spaces if branch not in found]:
+        raise ConfigError(
+            f"--precision measures every branch on images, and the run's own show none of {', '.join(lost)}; give "
+            "others (--calibrate DATA)"
+        )
     return found
 
 

@@ -181,6 +181,9 @@ def with_classes(
     changed = from_description({**description, "growth": growth}, builder)
     load_strictly(changed, state, "the model")
     changed.readout = about.readout
+    changed.domain_statistics = dict(
+        model.domain_statistics
+    )  # of the encoder's features, which stay as they are
     return changed.eval(), spaces, _registry_after(registry, spaces, edits, step)
 
 
@@ -395,8 +398,7 @@ def change_classes(
     model, spaces, registry = with_classes(before, source.about, edits, source.steps, builder)
     lines = [*_told(source, edits, registry)]
     lines.append(f"weights: {before.parameter_count} before, {model.parameter_count} after")
-    moved = bool(edits.drop or edits.merge)
-    if moved and read_memory(source.path) is not None:
+    if read_memory(source.path) is not None:
         lines.append(
             "note: the images of earlier steps are not passed on: their masks hold the classes of before"
         )

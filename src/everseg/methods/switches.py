@@ -114,7 +114,14 @@ def compared_otherwise(method: Method, model: SegmentationModel) -> list[str]:
         with torch.random.fork_rng(devices=[]):
             model = copy.deepcopy(model)
             model.grow({"trial": 1})
-    names = model.tap_names()
+    try:
+        names = model.tap_names()
+    except (
+        ConfigError
+    ) as error:  # a network of the user's that takes images of one size; training may well work
+        return [
+            f"the method compares the stages' maps before their last activation, if there are any ({error})"
+        ]
     if stages := [name for name in names if is_stage(name) and name + PRE not in names]:
         return [
             f"the method compares the stages' maps before their last activation; {', '.join(stages)} of this network "

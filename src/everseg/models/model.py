@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, first_line
 from everseg.models.blocks import (
     ATTENTION,
     PRE,
@@ -408,23 +408,28 @@ class SegmentationModel(nn.Module):
         A small image is run to see them. Taps of heads ("head0") are not among them.
 
         Raises:
-            ConfigError: every branch has an encoder of its own, and there is no branch yet.
+            ConfigError: every branch has an encoder of its own, and there is no branch yet; or the encoder, one of the
+                user's own, cannot run such an image.
         """
-        like = next(
-            weight for weight in self.encoder.parameters() if weight.ndim == 4
-        )  # the first convolution
+        if _by_branch(self.encoder) and not self.branches:
+            raise ConfigError("the model has no outputs yet: grow it first")
+        # The first convolution knows the number of channels.
+        like = next((weight for weight in self.encoder.parameters() if weight.ndim == 4), None)
+        image = torch.zeros(1, 3, *TRIAL) if like is None else like.new_zeros(1, like.shape[1], *TRIAL)
         asked = self._wanted(get_args(Tap))
         training = {module: module.training for module in self.encoder.modules()}
         self.encoder.eval()
         try:
             with torch.no_grad():
-                image = like.new_zeros(1, like.shape[1], *TRIAL)
                 if not _by_branch(self.encoder):
                     maps = self.encoder(image, **asked)
-                elif self.branches:
-                    maps = self.encoder(image, self.branches[:1], **asked)[self.branches[0]]
                 else:
-                    raise ConfigError("the model has no outputs yet: grow it first")
+                    maps = self.encoder(image, self.branches[:1], **asked)[self.branches[0]]
+        except Exception as error:  # whatever a network of the user's raises
+            raise ConfigError(
+                f"taps: the network cannot run an image of {TRIAL[1]} x {TRIAL[0]} pixels with {image.shape[1]} "
+                f"channels, so its taps are not known: {first_line(error)}"
+            ) from error
         finally:
             for module, mode in training.items():
                 module.training = mode

@@ -18,11 +18,11 @@ from everseg.errors import CheckpointError, ConfigError, some
 from everseg.models import erfnet
 from everseg.models.blocks import (
     NORM_EPS,
-    NORM_TYPES,
     AbsBatchNorm,
     BranchDict,
     SyncAbsBatchNorm,
     absolute_gamma,
+    is_norm,
 )
 from everseg.models.compensation import new_beside_old
 from everseg.models.model import SegmentationModel
@@ -175,7 +175,7 @@ def _adopt(encoder: nn.Module, plain: nn.Module) -> int:
     for name, owner in encoder.named_modules():
         norm = None if getattr(encoder, "fresh_norms", False) else plain.get_submodule(name)
         # Branches do not exist before the model grows: their `BranchDict` keeps the norm for the first ones.
-        if isinstance(owner, BranchDict) and isinstance(norm, NORM_TYPES):
+        if isinstance(owner, BranchDict) and norm is not None and is_norm(norm):
             owner.pretrained = norm.state_dict()
             count += len(owner.pretrained)
     return count

@@ -157,7 +157,7 @@ def dots(rows: Mapping[str, Sequence[Sequence[float]]], *, key: str, title: str,
                     mean = sum(shown) / len(shown)
                     axes.plot([mean, mean], [at - 0.13, at + 0.13], color=colour, linewidth=2, clip_on=False)
         _names(axes, names)
-        axes.set_xlim(0, 100)
+        axes.set_xlim(-2, 100)  # else points at 0 lie on the names
         axes.set_xlabel("mIoU, percent")
 
     most = max((len(series) for series in rows.values()), default=1)

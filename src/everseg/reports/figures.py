@@ -77,8 +77,8 @@ def steps_chart(track: Track, key: str) -> Chart | None:
     chart = Chart(
         key,
         "mIoU over the steps",
-        "mIoU of the classes of each step, measured after that step and every later one; background counted. "
-        "A falling line is forgetting.",
+        "mIoU of the classes of each step, measured after that step and every later one"
+        f"{'; background counted' if track.counts_background else ''}. A falling line is forgetting.",
         legend,
     )
     return _drawn(chart, charts.lines, series)
@@ -340,8 +340,13 @@ MOST_SERIES = 6
 """Most domains in a chart. With more, only the table shows them."""
 
 
-def seeds_chart(table: Mapping[str, Any], key: str) -> Chart | None:
-    """Draw the mIoU of kept, learnt and all classes of every run, or of every domain; None if there is nothing."""
+def seeds_chart(table: Mapping[str, Any], key: str, *, counted: bool = False) -> Chart | None:
+    """Draw the mIoU of kept, learnt and all classes of every run, or of every domain; None if there is nothing.
+
+    Args:
+        table: one table of `compare.collect`.
+        counted: whether there is a background, which then counts.
+    """
     domains = [name for name in table["numbers"] if name.startswith("mIoU ")]
     names = domains or [name for name in (*parts(table["numbers"]), "all") if name in table["numbers"]]
     names = names[:MOST_SERIES]
@@ -352,7 +357,8 @@ def seeds_chart(table: Mapping[str, Any], key: str) -> Chart | None:
     if not names or not charts.can_draw():
         return None
     legend = [(f"var(--s{number})", name) for number, name in enumerate(names, 1)]
-    caption = "mIoU after the last step, background counted. A point per run, an upright mark at the mean over seeds."
+    counts = ", background counted" if counted else ""
+    caption = f"mIoU after the last step{counts}. A point per run, an upright mark at the mean over seeds."
     chart = Chart(key, "Every run", caption, legend)
     chart.svg = charts.dots(rows, key=key, title=chart.title, description=caption)
     return chart

@@ -20,13 +20,16 @@ def bar(value: float | None, *, cells: int = BAR_CELLS, mark: str = "▇") -> st
 
 
 def step_table(run_json: Mapping[str, Any]) -> Table:
-    """Make one row per step: mIoU of old, new and all classes in percent, with and without background.
+    """Make one row per step: mIoU of old, new and all classes in percent, where it differs also without background.
 
     Args:
         run_json: what `Run.to_json()` gives.
     """
     groups = ("old", "new", "all")
-    plain_names = [f"{group} (no bg)" for group in groups]
+    # Without a background both means are the same numbers.
+    counted = any(step["miou"] != step["miou_without_background"] for step in run_json["steps"])
+    plain = groups if counted else ()
+    plain_names = [f"{group} (no bg)" for group in plain]
     numbers = ["step", *groups, *plain_names, "hIoU", "accuracy"]
     columns = ["step", "new classes", *groups, *plain_names, "hIoU", "accuracy"]
     rows = [
@@ -34,7 +37,7 @@ def step_table(run_json: Mapping[str, Any]) -> Table:
             step["index"],
             some(step["classes"], 6),
             *(percent(step["miou"].get(group)) for group in groups),
-            *(percent(step["miou_without_background"].get(group)) for group in groups),
+            *(percent(step["miou_without_background"].get(group)) for group in plain),
             percent(step.get("harmonic_mean")),
             percent(step.get("overall_accuracy")),
         ]

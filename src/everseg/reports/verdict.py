@@ -207,7 +207,7 @@ def fallen(track: Track, method: str) -> Finding | None:
     if not known or not then or now is None:
         return None
     light = _light(1 - now / then, FALLEN)
-    plain = "" if track.background is None else " without background"
+    plain = " without background" if track.counts_background else ""
     said = f"the old classes have {percent(now)} mIoU{plain} now, {percent(then)} when they were learnt"
     halved = [name for name, before, after in known if before >= AT_ZERO and after < before / 2]
     if halved:

@@ -213,7 +213,11 @@ def save_model(
 
 
 def load_model(
-    folder: Path, builder: Any = None, about: ModelFile | None = None, weights: bytes | None = None
+    folder: Path,
+    builder: Any = None,
+    about: ModelFile | None = None,
+    weights: bytes | None = None,
+    committed: Committed | None = None,
 ) -> tuple[SegmentationModel, ModelFile]:
     """Rebuild a model from its folder: repeat its growth, then load weights that must fit exactly.
 
@@ -221,6 +225,7 @@ def load_model(
         builder: builder of the user's architecture, if it is not a built-in one.
         about: the result of `read_model_file`, if the caller has read it before.
         weights: the bytes of the weights' file, if the caller has read them before.
+        committed: the folder as read before.
 
     Returns:
         The model in eval mode on the CPU, and the content of its file.
@@ -240,21 +245,24 @@ def load_model(
         raise CheckpointError(f"{folder}: {error}") from error
     load_strictly(model, state, str(folder))
     model.readout = about.readout
-    model.domain_statistics = read_domains(folder, model.branches)
+    model.domain_statistics = read_domains(folder, model.branches, committed)
     model.eval()
     return model, about
 
 
-def read_domains(folder: Path, branches: Collection[str]) -> dict[str, DomainStatistics]:
+def read_domains(
+    folder: Path, branches: Collection[str], committed: Committed | None = None
+) -> dict[str, DomainStatistics]:
     """Read what the images of each branch look like; {} if the folder does not say it.
 
     Args:
         branches: those of the model.
+        committed: the folder as read before.
 
     Raises:
         CheckpointError: the file is changed or damaged, or of another model.
     """
-    committed = read_committed(folder)
+    committed = committed or read_committed(folder)
     if DOMAINS not in committed.files:
         return {}
     path = folder / DOMAINS

@@ -221,7 +221,7 @@ class StepResults:
 
     def model(self, builder: Any = None) -> SegmentationModel:
         """Read the model as `Results.model` does, but without checking which model it continues."""
-        return load_model(self.final.folder, builder, self.about, self.final.read(WEIGHTS))[0]
+        return load_model(self.final.folder, builder, self.about, self.final.read(WEIGHTS), self.final)[0]
 
 
 @dataclass(frozen=True)
@@ -573,6 +573,11 @@ class Track:
     @property
     def background(self) -> int | None:
         return self.space.background
+
+    @property
+    def counts_background(self) -> bool:
+        """Whether the means count a background. Data without one may have an output for it, which no pixel is."""
+        return any(scores["miou"] != scores["miou_without_background"] for scores in self.scores)
 
     @cached_property
     def scores(self) -> list[dict[str, Any]]:

@@ -32,14 +32,19 @@ LIFELINE = "EVERSEG_LIFELINE"
 """Variable with the number of the open file that a run reads its lifeline from."""
 RELAY = f"""
 import os, signal, subprocess, sys
-begun = []
-signal.signal(signal.SIGTERM, lambda number, _: [each.send_signal(number) for each in begun])
+begun, early = [], []
+def pass_on(number, _):
+    begun[0].send_signal(number) if begun else early.append(number)
+signal.signal(signal.SIGTERM, pass_on)
 begun.append(subprocess.Popen(sys.argv[1:], pass_fds=[int(os.environ["{LIFELINE}"])]))
+if early:
+    begun[0].send_signal(signal.SIGTERM)
 code = begun[0].wait()
 sys.exit(code if code >= 0 else 128 - code)
 """
 """Program (python -c) that starts a run and waits for it. A worker of Ray that ends by itself, as when the sweep is
-killed, first kills its children. This is the child then, and the run loses its lifeline and saves itself."""
+killed, first kills its children. This is the child then, and the run loses its lifeline and saves itself. A signal that
+comes while the run is being started is passed on as soon as it has been."""
 _PATIENCE = 0.2
 """Seconds after which a wait looks up: Ray interrupts a task in Python only, which no system call notices."""
 

@@ -99,7 +99,11 @@ def check(
     findings += _same_images(samples)
     findings += _similar_images(samples)
     rows = _class_rows(dataset.labels, _colours(dataset, samples), samples)
-    findings += _of_classes(rows, names)
+    unread = {sample.counts is None for of in samples.values() for sample in of}
+    if unread != {True}:  # where nothing could be read, nothing is known of the classes
+        findings += _of_classes(
+            rows, names, "is in no image that could be read" if True in unread else "is in no image"
+        )
     findings += _of_values(dataset, samples)
     digests = {(name, s.id): s.digests for name in names for s in samples[name] if s.digests[0]}
     findings += _changed(lock or {}, digests)
@@ -440,13 +444,13 @@ def _class_rows(
     )
 
 
-def _of_classes(rows: Sequence[ClassRow], names: Sequence[str]) -> Iterator[Finding]:
+def _of_classes(rows: Sequence[ClassRow], names: Sequence[str], missing: str) -> Iterator[Finding]:
     for row in rows:
         what = f"class {row.id} '{row.name}'"
         elsewhere = [name for name in names if name != "train" and row.images[name]]
         if not elsewhere and not row.images.get("train"):
             hint = "; do the ids of the masks start at 1, without a background?" if row.id == 0 else ""
-            yield finding("warning", "class-missing", "", "", f"{what} is in no image{hint}")
+            yield finding("warning", "class-missing", "", "", f"{what} {missing}{hint}")
         elif "train" in row.images and not row.images["train"]:
             yield finding(
                 "warning",

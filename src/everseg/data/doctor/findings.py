@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,8 @@ from everseg.errors import ConfigError
 from everseg.files import MOST_LIST, UnreadableError, json_of, read_regular
 
 Level = Literal["error", "warning", "note"]
+_WRITTEN = 3
+"""Findings that say the same of different samples are written out up to twice so many, else so many."""
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 REMEDIES: dict[str, str] = {
@@ -101,6 +103,23 @@ class ClassRow:
     """The class's colours in the masks; () where they are grey."""
 
 
+def _places(group: Sequence[Finding]) -> Iterator[str]:
+    """Give a line for each finding of one kind.
+
+    Of many that say the same of different samples, some are written out, and the samples of the others are named.
+    """
+    alike: dict[str, list[Finding]] = {}
+    for one in group:
+        alike.setdefault(one.message.replace(one.sample, "") if one.sample else one.message, []).append(one)
+    for same in alike.values():
+        few = same if len(same) <= 2 * _WRITTEN else same[:_WRITTEN]
+        for one in few:
+            yield f"  {_place(one)}{_indented(one.message)}"
+        if others := same[len(few) :]:
+            names = ", ".join(_place(one).removesuffix(": ") for one in others)
+            yield f"  the same of {counted(len(others), 'more sample')}: {names}"
+
+
 @dataclass(frozen=True, repr=False)
 class Report(Result):
     """The result of a data set check."""
@@ -132,7 +151,7 @@ class Report(Result):
                     groups.setdefault((finding.code, finding.remedy), []).append(finding)
             for (code, what_to_do), group in groups.items():
                 lines += ["", f"{level.upper()} {code} ({len(group)}): {what_to_do}"]
-                lines += [f"  {_place(finding)}{_indented(finding.message)}" for finding in group]
+                lines += _places(group)
         lines += ["", *self._table()] if self.classes else [""]
         return printable("\n".join([*lines, self.verdict]))
 

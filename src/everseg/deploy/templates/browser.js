@@ -117,7 +117,9 @@ async function take(blob) {
   try {
     shown = await predict(blob, $("branch")?.value);
     $("status").textContent = `${shown.width} x ${shown.height} pixels in ${((performance.now() - begun) / 1000).toFixed(2)} s`;
-    $("save").disabled = false;
+    const wide = shown.mask.some((id) => id > 255); // more than a grey picture of a canvas holds
+    $("save").disabled = wide;
+    if (wide) $("status").textContent += "; ids above 255 cannot be saved here: everseg predict writes them";
     paint();
   } catch (error) {
     $("status").textContent = "";
@@ -126,7 +128,7 @@ async function take(blob) {
   }
 }
 
-/** A grey picture of the ids; an id above 255 is more than a canvas holds. */
+/** A grey picture of the ids, up to 255. */
 async function save() {
   const { mask, width, height } = shown;
   const grey = new ImageData(width, height);

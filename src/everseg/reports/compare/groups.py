@@ -11,7 +11,7 @@ from typing import Any
 
 from everseg.config import presets
 from everseg.config.fields import RunConfig
-from everseg.config.loading import difference, identity, load
+from everseg.config.loading import difference, identity, in_words, load
 from everseg.errors import ConfigError, some
 from everseg.files import real_path
 from everseg.labels import policies_apart, policy_name
@@ -380,5 +380,7 @@ def settings_apart(table: Table, base: Group) -> list[dict[str, Any]]:
             )
         ]
         if group is not base and changed:
-            rows.append({"group": group.name, f"differs from {base.name} in": "; ".join(changed)})
+            parts = (text.partition(":") for text in changed)
+            told = "; ".join(f"{in_words(key, group.config)}: {value.strip()}" for key, _, value in parts)
+            rows.append({"group": group.name, f"differs from {base.name} in": told})
     return rows

@@ -439,7 +439,7 @@ def html(made: Json) -> str:
             "board": leaderboard(table),
             "winners": winners(table),
             "picture": _picture(table, f"picture{number}"),
-            "chart": seeds_chart(table, f"table{number}"),
+            "chart": seeds_chart(table, f"table{number}", counted=len(conventions(table)) > 1),
             "members": [
                 {
                     "method": group["name"],
