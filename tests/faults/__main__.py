@@ -50,8 +50,10 @@ def main() -> int:
 
     torch.set_num_threads(1)
     if given.fuzz is not None:
-        from fuzzing import fuzz
+        from fuzzing import READERS, fuzz
 
+        if given.only is not None and given.only not in READERS:
+            parser.error(f"no reader {given.only}; there are {', '.join(READERS)}")
         return fuzz(given.fuzz, only=given.only, seed=given.seed)
     known = all_campaigns()
     if unknown := set(given.names) - set(known):

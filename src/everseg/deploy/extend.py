@@ -27,6 +27,7 @@ from everseg.deploy.old_classes import (
     Gate,
     Kept,
     Pair,
+    capital,
     estimated,
     fit,
     measured,
@@ -735,7 +736,7 @@ def _lines(
     origin = images.branch if images.branch in source.spaces else str(scenario.like)
     space = source.spaces[origin]
     yield (
-        f"bundle: {counted(len(space.names), 'class')} after {source.steps} step{'s' * (source.steps != 1)}, "
+        f"bundle: {counted(len(space.names), 'class')} after {counted(source.steps, 'step')}, "
         f"{source.digest[:12]}…; no old data are needed"
     )
     if scenario.domain is not None:
@@ -927,7 +928,7 @@ def _failed(
     """Write the message of a gate that failed."""
     return (
         f"gate: FAIL, {why}.\n"
-        f"{_capital(kept.text)}.\n{f'New classes: {_new_text(new)}.' if new else 'No new class was taught.'}\n"
+        f"{capital(kept.text)}.\n{f'New classes: {_new_text(new)}.' if new else 'No new class was taught.'}\n"
         f"No bundle was written. See where they differ: everseg diff {source.path} {folder.path} --images DIR\n"
         f"Write it all the same: everseg export {folder.path} --out {target}"
     )
@@ -942,7 +943,3 @@ def _seen_text(old: Sequence[OnNew]) -> str:
     """IoU of old classes on the new images, before and after, in percent."""
     listed = [f"{one.name} {percent(one.before)} to {percent(one.after)}" for one in old]
     return some(listed, 8)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -203,13 +203,14 @@ def together(parts: Mapping[str, Kept]) -> Kept:
         parts[least].share,
         {f"{branch}: {name}": value for branch, one in parts.items() for name, value in one.classes.items()},
         {f"{branch}: {key}": value for branch, one in parts.items() for key, value in one.figures.items()},
-        f"{len(parts)} branches, of which '{least}' kept least and counts. {_capital(texts)}",
+        f"{len(parts)} branches, of which '{least}' kept least and counts. {capital(texts)}",
         parts[least].interval,
         tuple(note for one in parts.values() for note in one.notes),
     )
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """The text with a capital letter in front."""
     return text[:1].upper() + text[1:]
 
 
@@ -417,9 +418,7 @@ def seen_in_background(
         Class name -> share of the background pixels (of a model without background: of the ignored ones), largest
         first. Empty if there are none.
     """  # fmt: skip
-    few = Source(
-        source.branch, source.dataset, source.split, source.indices[:images], source.lut, source.domain
-    )
+    few = replace(source, indices=source.indices[:images])
     counts = np.zeros(space.num_classes, np.int64)
     windows = InputForm.of_config(data).windows(batch)
     for image, label in _batches(few, datasets, data, batch, accelerator):

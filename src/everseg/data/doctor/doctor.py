@@ -461,7 +461,7 @@ def _of_classes(rows: Sequence[ClassRow], names: Sequence[str], missing: str) ->
             )
         elif 0 < row.images.get("train", 0) < RARE:
             count = row.images["train"]
-            text = f"{what} is in {count} training image{'s' if count > 1 else ''} only"
+            text = f"{what} is in {counted(count, 'training image')} only"
             yield finding("warning", "class-rare", "train", "", text)
 
 
