@@ -78,6 +78,11 @@ def share(value: float | None, *, digits: int = 1) -> str:
     return text if text == UNDEFINED else f"{text} %"
 
 
+def capital(text: str) -> str:
+    """Begin a text with a capital letter; nothing else of it changes."""
+    return text[:1].upper() + text[1:]
+
+
 def counted(number: int, thing: str, one: str = "", several: str = "") -> str:
     """Format a number of things, in the plural unless it is one, and what they do.
 

@@ -27,7 +27,6 @@ from everseg.deploy.old_classes import (
     Gate,
     Kept,
     Pair,
-    capital,
     estimated,
     fit,
     measured,
@@ -38,7 +37,7 @@ from everseg.deploy.old_classes import (
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.reclass import ClassChanges, ClassEdits, change_classes
 from everseg.deploy.trial_images import images_of, images_of_run
-from everseg.display import Piece, Result, counted, percent
+from everseg.display import Piece, Result, capital, counted, percent
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator

@@ -14,7 +14,7 @@ from everseg.config.fields import DataConfig, ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.deploy.feature_sketch import Movement, can_sketch, cells, vector_draws, what_stays
-from everseg.display import percent
+from everseg.display import capital, percent
 from everseg.engine.rescore import source_by_name
 from everseg.errors import ConfigError, DataError, some
 from everseg.inference.count import evaluate, through, views_of
@@ -207,11 +207,6 @@ def together(parts: Mapping[str, Kept]) -> Kept:
         parts[least].interval,
         tuple(note for one in parts.values() for note in one.notes),
     )
-
-
-def capital(text: str) -> str:
-    """The text with a capital letter in front."""
-    return text[:1].upper() + text[1:]
 
 
 @torch.no_grad()

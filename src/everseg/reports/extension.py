@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from everseg.display import in_percent, percent, share
+from everseg.display import capital, in_percent, percent, share
 from everseg.errors import some
 from everseg.metrics import defined_mean
 from everseg.reports.numbers import Rows
@@ -143,7 +143,7 @@ def notes(told: Told, method: str) -> list[str]:
     Args:
         method: name of the run's method.
     """
-    said = [f"{text[:1].upper()}{text[1:]}." for text in [told.step.kept.get("text", "")] if text]
+    said = [f"{capital(text)}." for text in [told.step.kept.get("text", "")] if text]
     if verdict := gate_line(told.step.kept):
         said.append(f"Gate: {verdict}.")
     if method == "complete" and told.hidden:

@@ -11,7 +11,7 @@ import numpy as np
 
 from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig
 from everseg.data.base import Dataset
-from everseg.display import OnceADictionary, Piece, for_files, percent, points
+from everseg.display import OnceADictionary, Piece, capital, for_files, percent, points
 from everseg.engine.prepare import prepare
 from everseg.engine.rescore import sources_of_test
 from everseg.errors import CheckpointError, EversegError
@@ -202,7 +202,7 @@ def _data(
 
 
 def _sentences(notes: Sequence[str]) -> list[str]:
-    return [f"{text[:1].upper()}{text[1:]}." for text in notes]
+    return [f"{capital(text)}." for text in notes]
 
 
 def assemble(
@@ -308,7 +308,7 @@ def _add_domains(result: page.Page, results: Results, drop: Mapping[str, Any] | 
         "relative_drop": drop,
     }
     text = drop_text(said)
-    result.drop = text[:1].upper() + text[1:]
+    result.drop = capital(text)
 
 
 def _add_published(result: page.Page, results: Results, drop: Mapping[str, Any] | None) -> None:

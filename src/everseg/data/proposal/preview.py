@@ -18,7 +18,7 @@ from everseg.data.channels import picture_of
 from everseg.data.class_colours import IGNORED_COLOUR, colour_word, colourise, overlay
 from everseg.data.datasets.decode import Colour
 from everseg.data.mask_values import own_palette
-from everseg.display import counted, printable, share
+from everseg.display import capital, counted, printable, share
 from everseg.errors import DataError
 from everseg.labels import IGNORED, ignored_id
 
@@ -70,7 +70,7 @@ def preview(
         rule=f"This page shows {len(chosen)} of them, drawn at random (seed {seed}). Pictures in which a class is met "
         "for the first time come first.",
         masks="all masks" if len(read) == len(order) else f"{len(read)} of {len(order)} masks",
-        first=printable(first[:1].upper() + first[1:]),
+        first=printable(capital(first)),
         commands=[printable(command) for command in commands],
         legend=legend,
         own=any(row["own"] for row in legend),
