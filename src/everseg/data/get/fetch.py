@@ -124,7 +124,7 @@ def _transfer(
 ) -> None:
     """One connection: append what is missing to `part`."""
     if not url.startswith(("http://", "https://")):
-        raise DataError(f"{url}: only addresses that begin with http:// or https:// can be fetched")
+        raise DataError(f"{url}: only http:// and https:// addresses can be fetched")
     notes = _read_notes(part)
     have = _size(part)
     # Resume only what came from this address and can be recognised, by the server or by the checksum.
