@@ -373,7 +373,9 @@ def test_every_size_gives_what_the_model_gives(build, tmp_path, monkeypatch):
     made = write_bundle(tmp_path / "b", Contents(model, spaces), images=images, source="noise")
     assert made.lineage["parity"]["default"]["logit_difference"] < 1e-5
     assert len(made.lineage["parity"]["default"]["sizes"]) >= 6
-    assert len(traced) == 1  # a second time is as long again, and happens where the sides' least value is not given
+    assert (
+        len(traced) == 1
+    )  # a second time is as long again, and happens where the sides' least value is not given
 
 
 def test_every_branch_has_its_file_and_a_shared_class_one_id(tmp_path, monkeypatch):

@@ -151,7 +151,9 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
     dims: tuple[Any, ...] = ({0: torch.export.Dim("batch")},)
     if size is None:
         least = _least_side(deployed.eval(), count)
-        dims[0].update({axis: torch.export.Dim(name, min=least) for axis, name in ((1, "height"), (2, "width"))})
+        dims[0].update(
+            {axis: torch.export.Dim(name, min=least) for axis, name in ((1, "height"), (2, "width"))}
+        )
     if deployed.multiple is not None and size is None:
         extra, extra_dims = _places(deployed.multiple, deployed.strides, deployed.windows)
         example, dims, names = (*example, *extra.values()), (dims[0], tuple(extra_dims)), [*names, *extra]
