@@ -234,7 +234,9 @@ def _use(name: str, about: ModelFile, lineage: Mapping[str, Any]) -> str:
     domain = f" --domain {next(iter(about.spaces))}" if len(about.spaces) > 1 else ""
     lines = [f"everseg predict {name} IMAGES -o out{domain}"]
     if lineage["parity"]:
-        lines.append(f"python example.py IMAGE...            # onnxruntime (from {OLDEST} on), numpy and Pillow only")
+        lines.append(
+            f"python example.py IMAGE...            # onnxruntime (from {OLDEST} on), numpy and Pillow only"
+        )
     lines.append(f"everseg extend {name} --data NEW.yaml --add CLASS,CLASS --method mib")
     return (
         "```sh\n"
