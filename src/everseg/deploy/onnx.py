@@ -39,8 +39,10 @@ TORCH_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
 EXAMPLE_SIZE = (77, 107)
 """Sides are odd and unequal, so that the exporter does not assume a multiple of the stride."""
 OPSET, IR = 18, 8
-"""Version of the operators and of the file. Tried with onnxruntime 1.15.1 and 1.32, onnxruntime-web 1.30 and OpenVINO
-2026.4."""
+"""Version of the operators and of the file, chosen for `OLDEST`."""
+OLDEST = "1.15"
+"""Oldest onnxruntime that the files are for. All three precisions were run by 1.15.1 and 1.32, the full one also by
+onnxruntime-web 1.30 and OpenVINO 2026.4."""
 SCALES = (0.75, 0.4)
 """Every image is compared at its own size and reduced by one of these factors."""
 
