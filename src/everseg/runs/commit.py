@@ -1,8 +1,8 @@
 """Commit folders to disk, such as checkpoints and finished steps: a folder is whole and verified, or does not exist.
 
-A folder is first written as `X.tmp/` (`.X.everseg.tmp/` among the user's own folders): its files, then the manifest with sizes and SHA-256. It is flushed to disk and
-then renamed to `X`. It is never overwritten. Only safetensors and JSON are read back, so loading never runs code from
-a file.
+A folder is first written as `X.tmp/` (`.X.everseg.tmp/` among the user's own folders): its files, then the manifest
+with sizes and SHA-256. It is flushed to disk and then renamed to `X`. It is never overwritten. Only safetensors and
+JSON are read back, so loading never runs code from a file.
 """
 
 from __future__ import annotations
