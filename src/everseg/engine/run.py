@@ -39,6 +39,7 @@ from everseg.engine.peers import all_present
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, make_accelerator
 from everseg.engine.session import Session
+from everseg.engine.shards import unfit_for_shards
 from everseg.engine.step import StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import tensorboard
 from everseg.engine.trackers import TITLES, Tracker, check_installed
@@ -117,6 +118,8 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
     if finished:
         progress.message(f"{folder.path} is finished already; nothing to train")
         return folder
+    if config.train.shard and accelerator.num_processes == 1:
+        progress.message("note: train.shard does nothing with a single process")
     if config.train.precision == "bf16" and not computes_bf16(accelerator.device):
         progress.message(
             "warning: this processor has no bf16 instructions and imitates them, several times slower than fp32; "
@@ -186,7 +189,7 @@ def _check_plan(
     unfit = switches.unfit(method, prepared.steps)
     # What the method says of the whole run, the trial of a single step only repeats.
     refused = [problem for problem in refused if not any(problem.endswith(one) for one in unfit)]
-    problems = [*refused, *problems, *unfit]
+    problems = [*refused, *problems, *unfit, *unfit_for_shards(config.train, config.method, method)]
     if problems := [
         *problems,
         *_unfit_material(config.scenario.memory, config.method.name, method, prepared, todo),

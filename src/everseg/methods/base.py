@@ -220,7 +220,7 @@ class Method:
     partial_updates: ClassVar[bool] = False
     """Some update leaves trainable weights without gradient (DDP must look for them)."""
     reads_gradients: ClassVar[bool] = False
-    """`after_backward` reads gradients, so loss-scaled fp16 is refused."""
+    """`after_backward` reads gradients, so loss-scaled fp16 and weights in shards are refused."""
     reads_attention: ClassVar[bool] = False
     """The losses compare attention maps, so networks without any are refused."""
     reads_before_activation: ClassVar[bool] = False
