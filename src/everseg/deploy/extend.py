@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from everseg import registry
-from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig
+from everseg.config.fields import DataConfig, ModelConfig, RunConfig, ScenarioConfig, TrainConfig
 from everseg.config.loading import difference, from_stored, refuse_own_code
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
@@ -287,7 +287,16 @@ def _extended(
     if prepared is not None and not begun:
         if is_bundle(target):
             new_folder(target)
-        for line in _lines(source, prepared, config, builder, bool(measured_on)):
+        for line in _lines(
+            source,
+            prepared,
+            config.data,
+            config.scenario,
+            config.train,
+            config.model,
+            builder,
+            bool(measured_on),
+        ):
             progress.message(line)
     execute(config, quiet=quiet)
     index = source.steps
@@ -559,7 +568,10 @@ def _previewed(asked: _Asked, progress: Progress, measuring: bool) -> Preview:
     prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
     (step,) = prepared.steps
     began = perf_counter()
-    lines = tuple(_lines(source, prepared, config, builder, measuring))
+    told = _lines(
+        source, prepared, config.data, config.scenario, config.train, config.model, builder, measuring
+    )
+    lines = tuple(told)
     # The check of the background has sent some training images through the deployed model: what a test costs, too.
     looked = min(LOOKED, len(step.train[0].indices))
     per_image = (perf_counter() - began) / looked
@@ -730,10 +742,16 @@ def _memory(recipe: Any, memory: Memory | None) -> dict[str, Any]:
 
 
 def _lines(
-    source: Bundle, prepared: Prepared, config: RunConfig, builder: Any, measuring: bool
+    source: Bundle,
+    prepared: Prepared,
+    data: DataConfig,
+    scenario: ScenarioConfig,
+    train: TrainConfig,
+    network: ModelConfig,
+    builder: Any,
+    measuring: bool,
 ) -> Iterator[str]:
     """Say what is known before the training: classes, images, and what the deployed model finds in the new data."""
-    data, scenario, train = config.data, config.scenario, config.train
     (step,) = prepared.steps
     images = step.train[0]
     origin = images.branch if images.branch in source.spaces else str(scenario.like)
@@ -749,7 +767,7 @@ def _lines(
             else f"gets a branch of its own, which begins as a copy of '{origin}'"
         )
         yield f"place:  '{scenario.domain}' {how}; the model has the branches {', '.join(step.spaces)}"
-    had, has = (one.get("per_branch") for one in (source.about.architecture["options"], config.model.options))
+    had, has = (one.get("per_branch") for one in (source.about.architecture["options"], network.options))
     if had != has:
         yield (
             "note:   each branch gets norms and a decoder of its own, equal to those that all share until now. So a "
