@@ -210,7 +210,8 @@ def main(camvid: str, place: str) -> None:
         field.everseg("export", "runs/april", "-o", out, "--no-onnx", *more, keep=f"export-{out}")
     print(table("how | seconds (of processor time) | old | new | all", words(field)), flush=True)
     print()
-    head = "month | brings | first seven by day | new | all by day | all at dusk | kept, % | seconds (of processor) | MB"
+    head = "month | brings | first seven by day | new | all by day | all at dusk | kept, % | seconds (of processor)"
+    head += " | MB"
     print(table(head, months(field)), flush=True)
     print()
     history = [sys.executable, "-m", "everseg", "history", "august"]
