@@ -60,6 +60,11 @@ def test_the_folder_holds_all_that_the_page_needs(tmp_path: Path) -> None:
         *RUNTIME,
     }  # fmt: skip
     assert json.loads(files["page.json"])["files"] == {"default": "model.onnx"}
+    for name in ("index.html", "page.css", "browser.js"):
+        assert b"<!--" not in files[name], "every part of a page is in its place"
+    assert files["index.html"].index(b"Content-Security-Policy") < files["index.html"].index(
+        b'href="page.css"'
+    )
     assert made.bytes == sum(map(len, files.values()))
     assert b"://" not in files["browser.js"]
     assert b"default-src 'none'" in files["index.html"]
