@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy
 from untrained import picture
 
 import everseg
+from everseg.deploy import export as export_module
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.extend import Place, _Asked
+from everseg.deploy.feature_sketch import as_inputs
 from everseg.deploy.precisions import trials_of_run
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, DataError
 from everseg.labels import LabelSpace
+from everseg.models.branch_choice import features_of, infer_branch
 from everseg.models.build import deeplabv3_tiny
 from everseg.progress import Progress
 from everseg.runs.commit import load_tensors
@@ -34,6 +38,10 @@ def at(tmp_path, monkeypatch, deployed) -> Path:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(deployed, tmp_path / "bundle")
     return tmp_path / "bundle"
+
+
+def run_of(deployed: Path) -> Path:
+    return next(deployed.parent.glob("*/run.json")).parent
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +88,10 @@ def test_a_branch_begins_as_a_copy(tmp_path, per_branch):
     assert torch.equal(load_model(path)[0].eval()(image)["dusk"].logits, dusk)
 
 
-def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, old_data, call):
+def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, deployed, old_data, call):
     """The data label forklifts and red. With --how quick no weight of the old branch moves."""
+    shutil.rmtree(at)  # exported with its images at hand
+    everseg.export(run_of(deployed), at, onnx=False, overrides=[f"data.dataset={toy.HERE}"])
     line = ("extend", at, "--data", old_data, "--add", "forklift", "--domain", "dusk", "--how", "quick", *FEW)
     code, out, err = call(*line, "--json", "--keep-each-at-least", "1")
     assert code == 0, err
@@ -111,6 +121,31 @@ def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, old_data, call):
     image = picture(40, 40)
     assert np.array_equal(model.predict(image, branch="default").ids, split.predict(image).ids)
     assert model.predict(image, branch="dusk").ids.shape == (40, 40)
+    # an image of an unknown place: the export of the one branch has kept what the choice compares with the new branch
+    seen = model.model.domain_statistics
+    assert {branch: one.count for branch, one in seen.items()} == {"default": 24, "dusk": 12}
+    images = [toy.build().splits["train"].read(index)[0] for index in range(24)]
+    of_each = torch.cat([features_of(split.model, one) for one in as_inputs(images, old.about.form)])
+    torch.testing.assert_close(seen["default"].mean, of_each.mean(0))
+    torch.testing.assert_close(seen["default"].covariance, of_each.T.cov(correction=0))
+    assert model.predict(image, infer_domain=True).branch in ("default", "dusk")
+
+
+def test_an_export_without_the_images_does_without_statistics(deployed, tmp_path, monkeypatch):
+    """They need a choice only later; what is told then says the way out."""
+
+    def gone(*_: object) -> None:
+        raise DataError("gone")
+
+    monkeypatch.setattr(export_module, "shown_in_training", gone)
+    named = [f"data.dataset={toy.HERE}"]
+    model = everseg.load(
+        everseg.export(run_of(deployed), tmp_path / "bundle", onnx=False, overrides=named).path
+    ).model
+    assert model.domain_statistics == {}
+    with pytest.raises(ConfigError) as caught:
+        infer_branch(model, torch.zeros(1, 3, 32, 32))
+    must_say(caught.value, "default", "export")
 
 
 def test_the_next_steps_name_the_place(two_branches, old_data, new_data, tmp_path, monkeypatch, call):
