@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+from PIL import Image
 from untrained import picture
 
 import everseg
@@ -22,9 +23,10 @@ from everseg.errors import ConfigError, DataError
 from everseg.labels import LabelSpace
 from everseg.models.branch_choice import features_of, infer_branch
 from everseg.models.build import deeplabv3_tiny
+from everseg.models.erfnet import erfnet
 from everseg.progress import Progress
 from everseg.runs.commit import load_tensors
-from everseg.runs.model_edits import with_branch
+from everseg.runs.model_edits import own_norms, with_branch, with_own_norms
 from everseg.runs.model_folder import load_model
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
@@ -88,10 +90,56 @@ def test_a_branch_begins_as_a_copy(tmp_path, per_branch):
     assert torch.equal(load_model(path)[0].eval()(image)["dusk"].logits, dusk)
 
 
-def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, deployed, old_data, call):
+@pytest.mark.parametrize("per_branch", ["head", "decoder"])
+@pytest.mark.parametrize("build", [deeplabv3_tiny, erfnet])
+def test_norms_that_branches_share_become_their_own(build, per_branch):
+    """Both branches give the same outputs, to the bit, and share no norm any more."""
+    small = {"widths": [8, 8, 8, 8]} if build is deeplabv3_tiny else {"widths": [6, 8, 12], "blocks": [1, 1]}
+    model = build(per_branch=per_branch, **small)
+    for grows in ({"day": 3}, {"dusk": 2}, {"day": 1}):
+        model.grow(grows)
+    image = torch.from_numpy(picture(48, 64).transpose(2, 0, 1).copy())[None] / 255.0
+    model.train()(torch.cat([image, image.flip(3)]))
+    model.eval()
+    drawn = torch.get_rng_state()
+    own = with_own_norms(model, own_norms(model.describe()))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    for branch, output in model(image).items():
+        assert torch.equal(own(image)[branch].logits, output.logits)
+    shared = {id(weight) for weight in own.shared_parameters()}
+    assert not [n for n, w in own.named_parameters() if id(w) in shared and ("bn" in n or "norm" in n)]
+    assert own_norms(own.describe()) is None
+    assert own_norms(deeplabv3_tiny(compensation=True).describe()) is None
+    assert own_norms({"name": "mine", "options": {"per_branch": "head"}, "growth": []}) is None
+
+
+def test_the_old_branch_keeps_its_answers_whatever_the_new_images_look_like(at, old_data, call):
+    """By default. A branch gets norms of its own, or shared ones keep their statistics."""
+    for file in (old_data.parent / "images").rglob("*.png"):
+        dark = at.parent / "dark" / file.relative_to(old_data.parent)
+        dark.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(Image.open(file)) // 2).save(dark)
+    shutil.copytree(old_data.parent / "masks", at.parent / "dark" / "masks")
+    shutil.copy(old_data, at.parent / "dark" / "data.yaml")
+    image = torch.from_numpy(picture(40, 40).transpose(2, 0, 1).copy())[None] / 255.0
+
+    def answers(bundle: Path | str) -> torch.Tensor:
+        with torch.no_grad():
+            return load_model(Path(bundle))[0](image, ("default",))["default"].logits.softmax(1)
+
+    for out, shared in (("own", []), ("shared", ["model.options.per_branch=head"])):
+        line = ("extend", at, "--data", "dark/data.yaml", "--domain", "dusk", "-o", out, "--json", *FEW)
+        code, told, err = call(*line, "train.max_iterations=6", "--old-val", f"default={old_data}", *shared)
+        assert code == 0, err
+        moved = (answers(out) - answers(at)).abs().max()
+        assert 0 < moved < 0.02
+        assert json.loads(told)["kept"]["share"] > 0.97
+        weights = load_tensors(Path(out) / "model.safetensors")
+        assert any(".bn1.dusk." in name for name in weights) is not bool(shared)
+
+
+def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, old_data, call):
     """The data label forklifts and red. With --how quick no weight of the old branch moves."""
-    shutil.rmtree(at)  # exported with its images at hand
-    everseg.export(run_of(deployed), at, onnx=False, overrides=[f"data.dataset={toy.HERE}"])
     line = ("extend", at, "--data", old_data, "--add", "forklift", "--domain", "dusk", "--how", "quick", *FEW)
     code, out, err = call(*line, "--json", "--keep-each-at-least", "1")
     assert code == 0, err
@@ -99,7 +147,13 @@ def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, deployed, old_data,
     told = json.loads(out)
     old, new = open_bundle(at), open_bundle("bundle-v2")
     before, after = (load_tensors(one.path / "model.safetensors") for one in (old, new))
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    # what was shared is the branch's own now: encoder.bn1.weight is encoder.bn1.default.weight
+    plain = {
+        name.replace(".paths", "").replace(".default", ""): v
+        for name, v in after.items()
+        if "dusk" not in name
+    }
+    assert all(torch.equal(v, plain[name.replace(".default", "")]) for name, v in before.items())
     assert told["kept"]["share"] == pytest.approx(1)
     assert {one.split(":")[0] for one in told["kept"]["classes"]} == {"background", "red", "green"}
     assert new.spaces["default"] == old.spaces["default"]
@@ -121,14 +175,32 @@ def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, deployed, old_data,
     image = picture(40, 40)
     assert np.array_equal(model.predict(image, branch="default").ids, split.predict(image).ids)
     assert model.predict(image, branch="dusk").ids.shape == (40, 40)
-    # an image of an unknown place: the export of the one branch has kept what the choice compares with the new branch
-    seen = model.model.domain_statistics
-    assert {branch: one.count for branch, one in seen.items()} == {"default": 24, "dusk": 12}
+
+
+def test_an_image_of_an_unknown_place_finds_a_branch_after_an_extension(deployed, old_data, tmp_path, call):
+    """The export of the only branch has kept what the choice compares, where branches share the norms."""
+    named = [f"data.dataset={toy.HERE}"]
+    bundle = everseg.export(run_of(deployed), tmp_path / "one", onnx=False, overrides=named).path
+    new = (
+        "--domain",
+        "dusk",
+        "--how",
+        "quick",
+        "-o",
+        tmp_path / "two",
+        "model.options.per_branch=head",
+        *FEW[:-1],
+    )
+    code, _, err = call("extend", bundle, "--data", old_data, *new, "--no-onnx", "train.max_iterations=1")
+    assert code == 0, err
+    one, two = everseg.load(bundle), everseg.load(tmp_path / "two")
+    seen = two.model.domain_statistics
+    assert {branch: found.count for branch, found in seen.items()} == {"default": 24, "dusk": 12}
     images = [toy.build().splits["train"].read(index)[0] for index in range(24)]
-    of_each = torch.cat([features_of(split.model, one) for one in as_inputs(images, old.about.form)])
+    of_each = torch.cat([features_of(one.model, image) for image in as_inputs(images, one.form)])
     torch.testing.assert_close(seen["default"].mean, of_each.mean(0))
     torch.testing.assert_close(seen["default"].covariance, of_each.T.cov(correction=0))
-    assert model.predict(image, infer_domain=True).branch in ("default", "dusk")
+    assert two.predict(images[0], infer_domain=True).branch in ("default", "dusk")
 
 
 def test_an_export_without_the_images_does_without_statistics(deployed, tmp_path, monkeypatch):

@@ -310,6 +310,9 @@ class TrainConfig(_Section):
     """Arithmetic of the network; losses are always fp32. fp16 is refused where a method reads gradients."""
     sync_norm: bool = False
     """Synchronise batch statistics over processes (CUDA only)."""
+    shard: bool = False
+    """Cut the network, the frozen teacher, gradients and optimiser into shards over the processes while a step is
+    trained (FSDP2), for models that do not fit one device. The files are the same as without."""
     threads: int | None = Field(default=None, ge=1, le=4096)
     """CPU threads per process; exact repetition needs the same number. Default: PyTorch's choice, recorded."""
     checkpoint_every: int = Field(default=200, ge=1)
@@ -353,6 +356,7 @@ class RunConfig(_Section):
 HARMLESS = frozenset(
     {"name", "out", "tracker", "report", "metrics", "data.root", "data.domains.*.root", "data.extra",
      "data.domains.*.extra", "data.workers", "data.skip_bad", "model.download", "scenario.single_task",
-     "train.checkpoint_every", "train.log_every", "train.max_time", "train.peer_timeout", "train.eval_batch"}
+     "train.checkpoint_every", "train.log_every", "train.max_time", "train.peer_timeout", "train.eval_batch",
+     "train.shard"}
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they cannot change its result."""

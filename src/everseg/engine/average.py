@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from everseg.models.model import SegmentationModel
 
@@ -25,9 +25,7 @@ class MovingAverage:
     Source: Polyak and Juditsky, 1992, in the form of Tarvainen and Valpola, "Mean teachers", NeurIPS 2017.
     """
 
-    def __init__(
-        self, model: SegmentationModel, decay: float, state: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, decay: float, state: Mapping[str, Tensor] | None = None) -> None:
         self.decay = decay
         # A clone keeps the layout of its tensor, which the element-wise updates below need for their speed.
         self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -36,7 +34,7 @@ class MovingAverage:
             self.values[name].copy_(value)
 
     @torch.no_grad()
-    def update(self, model: SegmentationModel) -> None:
+    def update(self, model: nn.Module) -> None:
         """Take in the weights of one more iteration."""
         averages, weights = [], []
         for name, value in model.state_dict().items():

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from everseg.distributed import all_reduce_max
+from everseg.distributed import all_reduce_max, all_reduce_sum
 from everseg.errors import DivergedError, some
 
 
@@ -42,6 +42,7 @@ class Guard:
         remedy: end of the messages.
         end: called before an error is raised.
         unscale: divides the gradients by the scale of the losses (fp16) before they are clipped.
+        cut: the model is this process's part of one that is cut over the processes.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class Guard:
         remedy: str,
         end: Callable[[], None],
         unscale: Callable[[], None] = lambda: None,
+        cut: bool = False,
     ) -> None:
         self.model, self.optimizer, self.accelerator, self.scaled = model, optimizer, accelerator, scaled
         self.where, self.remedy, self.end, self.unscale = where, remedy, end, unscale
+        self.cut = cut
         self.at_once = accelerator.device.type == "cpu"
         """Whether reading a value costs nothing."""
         self.norm = math.nan
@@ -105,6 +108,8 @@ class Guard:
         # The norm of all gradients is not finite as soon as one element is not: one number stands for all of them.
         norms = torch._foreach_norm(gradients) if gradients else [self._bad.new_zeros(())]
         norm = torch.linalg.vector_norm(torch.stack([*norms]))
+        if self.cut:  # in float64, in which the square of a float32 is finite
+            norm = all_reduce_sum(self.accelerator)(norm.double().square()).sqrt().to(norm)
         values = torch.stack([term.detach().to(norm) for term in terms.values()] + [norm])
         self._seen.append(_Seen(iteration, ids, tuple(terms), values))
         if self.at_once:

@@ -14,7 +14,7 @@ from everseg.config.fields import TrainConfig
 from everseg.display import counted
 from everseg.errors import CheckpointError, some
 
-_SHAPED = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg"})
+SHAPED = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg"})
 """Entries of torch's optimisers that have the shape of their weight."""
 
 
@@ -202,7 +202,7 @@ def load_optimizer_state(
     for key, value in tensors.items():
         entry, _, name = key.partition("/")
         # Fused updates walk weight and state in the order of memory, so the state needs its weight's layout.
-        if entry in _SHAPED:
+        if entry in SHAPED:
             value = torch.empty_like(weights[name], dtype=value.dtype).copy_(value)
         state.setdefault(positions[name], {})[entry] = value.clone()
     current = optimizer.state_dict()["param_groups"]
@@ -240,7 +240,7 @@ def _check_fit(
     wrong = []
     for key, value in tensors.items():
         name = key.partition("/")[2]
-        if name not in shapes or (key.partition("/")[0] in _SHAPED and value.shape != shapes[name]):
+        if name not in shapes or (key.partition("/")[0] in SHAPED and value.shape != shapes[name]):
             wrong.append(key)
     if wrong:
         raise CheckpointError(f"the optimiser state does not fit the model: {some(wrong, 8)}")

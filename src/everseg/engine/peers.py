@@ -264,14 +264,19 @@ def did_not_meet(error: Exception) -> PeerError:
 
 
 def refuse_sharding(environment: Mapping[str, str]) -> None:
-    """Stop where a launcher asks for a model cut into shards.
+    """Stop where a launcher asks for a model cut into shards: a run is described by its own configuration.
 
     Raises:
         ConfigError: it does.
     """
     for key, name in (("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
         if environment.get(f"ACCELERATE_USE_{key}", "false").lower() in ("true", "1"):
+            instead = (
+                "set train.shard=true here, which cuts the model so"
+                if key == "FSDP"
+                else "set train.shard=true for a model that does not fit one device"
+            )
             raise ConfigError(
-                f"{name} is set in accelerate's configuration, but everseg keeps the whole model on each device: leave "
-                f"{name} out (accelerate launch --multi_gpu); train.accumulate and train.precision=bf16 save memory"
+                f"{name} is set in accelerate's configuration, which everseg does not read: leave {name} out there "
+                f"(accelerate launch --multi_gpu), and {instead}"
             )

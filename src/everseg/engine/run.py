@@ -39,6 +39,7 @@ from everseg.engine.peers import all_present
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, make_accelerator
 from everseg.engine.session import Session
+from everseg.engine.shards import unfit_for_shards
 from everseg.engine.step import StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import tensorboard
 from everseg.engine.trackers import TITLES, Tracker, check_installed
@@ -62,7 +63,7 @@ from everseg.runs.journal import Journal
 from everseg.runs.lock import locked
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory, read_memory
-from everseg.runs.model_edits import with_branch
+from everseg.runs.model_edits import own_norms, with_branch, with_own_norms
 from everseg.runs.model_folder import (
     LINEAGE,
     load_model,
@@ -117,6 +118,8 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
     if finished:
         progress.message(f"{folder.path} is finished already; nothing to train")
         return folder
+    if config.train.shard and accelerator.num_processes == 1:
+        progress.message("note: train.shard does nothing with a single process")
     if config.train.precision == "bf16" and not computes_bf16(accelerator.device):
         progress.message(
             "warning: this processor has no bf16 instructions and imitates them, several times slower than fp32; "
@@ -186,7 +189,7 @@ def _check_plan(
     unfit = switches.unfit(method, prepared.steps)
     # What the method says of the whole run, the trial of a single step only repeats.
     refused = [problem for problem in refused if not any(problem.endswith(one) for one in unfit)]
-    problems = [*refused, *problems, *unfit]
+    problems = [*refused, *problems, *unfit, *unfit_for_shards(config.train, config.method, method)]
     if problems := [
         *problems,
         *_unfit_material(config.scenario.memory, config.method.name, method, prepared, todo),
@@ -670,6 +673,7 @@ def place_start(
     The copy records the bundle's digest as its parent, so that the chain of hashes continues. The method's state is
     copied only if the same method made it. A branch that the step trains and the bundle does not have is put into the
     copy, equal to the branch `scenario.like`. So the step, its teacher and its comparisons find it there as any other.
+    Norms that the branches share become each branch's own first, where the configuration asks for it.
 
     Args:
         scenario: names the bundle.
@@ -694,9 +698,14 @@ def place_start(
         {name: (source / name).read_bytes for copy in memory.copies for name in copy.names} if memory else {}
     )
     about, weights = read_model_file(source), load_tensors(source / "model.safetensors")
-    if step.branch not in about.spaces:
+    own = own_norms(about.architecture) if network.options.get("per_branch") == "norm" else None
+    if own is not None or step.branch not in about.spaces:
         model, _ = load_model(source, user_builder(network), about)
-        about = with_branch(model, about, step.branch, str(scenario.like))
+        if own is not None:
+            model = with_own_norms(model, own)
+            about = replace(about, architecture=model.describe())
+        if step.branch not in about.spaces:
+            about = with_branch(model, about, step.branch, str(scenario.like))
         weights = model.state_dict()
     save_model(
         target,

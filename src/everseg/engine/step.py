@@ -35,6 +35,7 @@ from everseg.engine.optim import (
 from everseg.engine.param_groups import split_by_rate
 from everseg.engine.runtime import StopRequest
 from everseg.engine.session import Session
+from everseg.engine.shards import Cut, cut_teacher
 from everseg.engine.updates import Updates, scalars_of
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import BACKGROUND
@@ -215,6 +216,8 @@ class Phase:
     average: MovingAverage | None = None
     alone: Callable[[], AbstractContextManager[Any]] = nullcontext
     """As for `train_batch`."""
+    cut: Cut | None = None
+    """The model, cut over the processes; then `model` is this process's part."""
 
     @property
     def mark(self) -> dict[str, int]:
@@ -263,6 +266,8 @@ class StepJob:
         self.config, self.accelerator = self.session.config, self.session.accelerator
         self.stream = 0 if self.step.fresh else self.step.index
         """Number that seeds the step's random draws. It is 0 for a step from scratch, as if that step ran alone."""
+        self.cuts = self.config.train.shard and self.accelerator.num_processes > 1
+        """Whether the iterations work on shards."""
         self.tunings = 0
         """Pre-tunings begun so far."""
         self.average_state: dict[str, Tensor] | None = None
@@ -323,17 +328,56 @@ class StepJob:
 
     def _train(self, ctx: StepContext, phase: Phase, start: int) -> None:
         """Make the iterations with gradients."""
+        before = self._cut(ctx, phase) if self.cuts else None
         if self.config.train.ema is not None:
-            phase.average = MovingAverage(self.model, self.config.train.ema, self.average_state)
+            phase.average = MovingAverage(phase.model, self.config.train.ema, self.average_state)
         self.student.train()
         self._loop(ctx, phase, start)
+        if before is not None:
+            self._join(ctx, phase, *before)
         if phase.average is not None:
             # Before the method finishes the step: what it measures or changes then is the model that is kept.
             self.raw = phase.average.take_over(self.model, self.accelerator)
 
+    def _cut(self, ctx: StepContext, phase: Phase) -> tuple[SegmentationModel | None, ...]:
+        """Cut student, teacher and optimiser over the processes, and return the teachers as they were."""
+        teachers = ctx.teacher, ctx.folded_teacher
+        phase.cut = phase.prepared = cut = Cut(self.model, phase.optimizer, self.accelerator)
+        phase.model, phase.alone = cut.part, cut.alone
+        if self.average_state is not None:
+            self.average_state = cut.mine(self.average_state)
+        self.student = cut.module
+        ctx.model = ctx.module = cut.module
+        ctx.teacher, ctx.folded_teacher = (
+            None if one is None else cut_teacher(one, self.accelerator) for one in teachers
+        )
+        return teachers
+
+    def _join(
+        self,
+        ctx: StepContext,
+        phase: Phase,
+        teacher: SegmentationModel | None,
+        folded: SegmentationModel | None,
+    ) -> None:
+        """Make the student whole again: what ends the step works with plain weights."""
+        assert phase.cut is not None
+        if phase.average is not None:
+            device = self.accelerator.device
+            phase.average.values = {n: v.to(device) for n, v in phase.cut.whole(phase.average.values).items()}
+        self.student = phase.model = ctx.model = ctx.module = phase.cut.give_back()
+        self.student.train()
+        ctx.teacher, ctx.folded_teacher = teacher, folded
+        for one in (teacher, folded):
+            if one is not None:
+                one.to(self.accelerator.device)
+        phase.cut = None
+
     def _wrap(self, phase: Phase | None) -> None:
         """Prepare student and optimiser for the device and the processes."""
-        if phase is None:  # nothing has a gradient, and DDP refuses such a model
+        # With `train.shard` the model stays as it is until the loop begins: what comes before works with plain weights.
+        # Without a phase nothing has a gradient, and DDP refuses such a model.
+        if phase is None or self.cuts:
             self.student = self.model
             return
         self.student, phase.prepared = self.accelerator.prepare(self.model, phase.optimizer)
@@ -401,7 +445,7 @@ class StepJob:
             rate=lambda i: learning_rate(config.train, self.lr, i, self.total, self.epoch),
             folder=self.session.folder.checkpoints(self.step.index),
             stored=lambda: {
-                "model": self.model.state_dict(),
+                "model": phase.model.state_dict(),
                 "method": self.method.state_dict(),
                 **({} if phase.average is None else {"average": phase.average.values}),
             },
@@ -595,6 +639,7 @@ class StepJob:
         recent: dict[str, dict[str, Tensor]] = {}
         guard = self._guard(phase)
         limit = phase.clip_norm
+        backward = accelerator.backward if phase.cut is None else phase.cut.backward
         for iteration, loaded in enumerate(self._saved_on_bad_data(batches, guard, phase, start), start):
             batch = loaded.on(accelerator.device, config.data.normalisation)
             place = (self.stream, *phase.seeds, iteration, accelerator.process_index)
@@ -604,11 +649,11 @@ class StepJob:
             check = guard.watch(iteration, batch.ids)
             clip = partial(guard.clip, limit, iteration, batch.ids) if limit is not None else lambda: None
             logged = train_batch(
-                phase.trained, batch, ctx, phase.prepared, accelerator.backward, check,
+                phase.trained, batch, ctx, phase.prepared, backward, check,
                 parts=config.train.accumulate, alone=phase.alone, clip=clip,
             )  # fmt: skip
             if phase.average is not None:
-                phase.average.update(self.model)
+                phase.average.update(phase.model)
             recent[batch.branch] = logged
             done = iteration + 1  # number of finished iterations; logs and checkpoints use it
             images += len(batch.ids) * world
@@ -674,6 +719,7 @@ class StepJob:
             remedy=f"Try a lower {rate}, or train.precision=fp32, and look at these images.",
             end=self.session.progress.end,
             unscale=partial(self.accelerator.unscale_gradients, phase.prepared),
+            cut=phase.cut is not None,
         )
         guard.average = {} if phase.average is None else phase.average.values
         return guard
@@ -727,8 +773,15 @@ class StepJob:
         )
 
     def _save(self, phase: Phase, iteration: int) -> None:
-        if self.accelerator.is_main_process:
+        cut = phase.cut
+        if self.accelerator.is_main_process or cut is not None:
             tensors, document = optimizer_state(phase.optimizer, phase.model)
+            files = {**phase.stored(), "optim": tensors}
+            if cut is not None:  # all processes together
+                files |= {
+                    name: cut.whole(files[name]) for name in files.keys() & {"model", "average", "optim"}
+                }
+        if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
                 "iteration": iteration,
@@ -737,8 +790,6 @@ class StepJob:
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "optimizer": document,
             }
-            save_folder(
-                phase.folder / f"it-{iteration:08d}", {**phase.stored(), "optim": tensors}, {"state": state}
-            )
+            save_folder(phase.folder / f"it-{iteration:08d}", files, {"state": state})
             purge(phase.folder)
         self.accelerator.wait_for_everyone()

@@ -278,14 +278,7 @@ class LibraryEncoder(nn.Module):
             ConfigError: no two blocks can be told by their names.
         """
         called = self._order_of_calls()
-        keys = {}
-        for name, module in self.body.named_modules():
-            if any(True for _ in module.parameters(recurse=False)):
-                match = _BLOCK.match(f"{name}.")
-                keys[name] = match[1] if match else ""
-        # "stages.1" is no block where there is a "stages.1.blocks.0": then its own weights lie between blocks.
-        known = set(keys.values()) - {""}
-        blocks = {key for key in known if not any(other.startswith(f"{key}.") for other in known)}
+        keys, blocks = self._keys()
         if len(blocks) < 2:
             raise ConfigError(
                 "train.layer_decay: the names of this encoder's modules do not tell its blocks apart; leave it out"
@@ -301,6 +294,21 @@ class LibraryEncoder(nn.Module):
                 place = 0 if before == 0 else min(before + 1, len(ordered))
             layers[place] += self.body.get_submodule(name).parameters(recurse=False)
         return layers if layers[0] else layers[1:]
+
+    def blocks(self) -> list[str]:
+        """Names of the blocks in `body`, such as stages.1.blocks.0 or layer.7; [] where none can be told."""
+        return sorted(self._keys()[1])
+
+    def _keys(self) -> tuple[dict[str, str], set[str]]:
+        """Name of each module with weights of its own -> name of its stage or block ("" = none); and all blocks."""
+        keys = {}
+        for name, module in self.body.named_modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                match = _BLOCK.match(f"{name}.")
+                keys[name] = match[1] if match else ""
+        # "stages.1" is no block where there is a "stages.1.blocks.0": then its own weights lie between blocks.
+        known = set(keys.values()) - {""}
+        return keys, {key for key in known if not any(other.startswith(f"{key}.") for other in known)}
 
     def merged(self, branch: str) -> LibraryEncoder:
         """Copy it as the plain encoder of one branch, adapters merged into the weights beside them."""

@@ -1,0 +1,83 @@
+"""A network cut into shards over two processes learns what it learns whole, and leaves the same files."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encoders import need_transformers
+from processes import At, ranks, results
+from safetensors.torch import load_file
+from toy import SEGFORMER, settings
+
+import everseg
+from everseg.config.loading import load
+from everseg.engine.shards import unfit_for_shards
+from everseg.errors import ConfigError
+from everseg.methods.ft import FineTuning
+from saying import must_say
+
+
+def configured(out: Path, shard: bool, **train: Any) -> dict[str, Any]:
+    """Two steps of a few iterations with a teacher, dropout and a moving average on a network with attention."""
+    few = {"epochs": 1, "epochs_next": 1, "checkpoint_every": 2, "max_iterations": 3}
+    config = settings(out, data={"options": {"train": 12, "val": 2}}, train={**few, "shard": shard, **train})
+    encoder = {**SEGFORMER["options"]["config"], "drop_path_rate": 0.3, "hidden_dropout_prob": 0.2}
+    config["model"] = {**SEGFORMER, "options": {**SEGFORMER["options"], "config": encoder}}
+    return config
+
+
+def agree(one: Path, two: Path) -> None:
+    """The same files; tensors of the same names and shapes, equal to rounding; all else equal to the byte."""
+    first, second = results(one), results(two)
+    assert first.keys() == second.keys()
+    for name in first:
+        if not name.endswith(".safetensors"):
+            if Path(name).name not in ("MANIFEST.json",):  # digests of the weights
+                assert first[name] == second[name], name
+            continue
+        mine, other = load_file(one / name), load_file(two / name)
+        assert mine.keys() == other.keys()
+        for key, value in mine.items():
+            torch.testing.assert_close(other[key], value, rtol=1e-5, atol=1e-6, msg=f"{name}: {key}")
+
+
+@pytest.mark.slow
+def test_shards_give_the_checkpoints_and_results_of_whole_models_and_either_continues_the_other(tmp_path):
+    need_transformers()
+    more = {"ema": 0.9, "clip_norm": 1.0, "accumulate": 2}
+    at = At("iteration", 2)
+    for name, shard in (("whole", False), ("cut", True)):
+        codes = ranks(configured(tmp_path / name, shard, **more), 2, at=at)
+        assert codes == [-signal.SIGKILL] * 2
+    agree(tmp_path / "whole" / "toy", tmp_path / "cut" / "toy")
+    (found,) = (tmp_path / "cut" / "toy").glob("steps/00/ckpt/it-*")
+    assert {path.stem for path in found.glob("*.safetensors")} == {"model", "method", "optim", "average"}
+    for name, shard in (("whole", True), ("cut", False)):
+        assert ranks(configured(tmp_path / name, shard, **more), 2) == [0, 0]
+    agree(tmp_path / "whole" / "toy", tmp_path / "cut" / "toy")
+    assert len(results(tmp_path / "cut" / "toy")) == 16
+
+
+def test_what_reads_whole_weights_is_refused_with_everything_else_before_anything_is_trained(tmp_path, capfd):
+    method = {"name": "ewc", "fuse": "all"}
+    config = settings(tmp_path, method=method, scenario={"task": "offline"}, train={"shard": True})
+    with pytest.raises(ConfigError) as raised:
+        everseg.run(config)
+    assert len(raised.value.problems) == 2
+    must_say(str(raised.value), "train.shard", "'ewc'")
+    assert not (tmp_path / "toy").exists()
+    must_say("".join(capfd.readouterr()), "note: train.shard", "process")  # one has nothing to share
+
+
+@pytest.mark.parametrize(("key", "value"), [("precision", "fp16"), ("sync_norm", True)])
+def test_what_knows_no_shards_is_refused(key, value):
+    config = load(train={"shard": True, key: value})
+    (problem,) = unfit_for_shards(config.train, config.method, FineTuning())
+    must_say(problem, "train.shard", str(value).lower() if key == "precision" else "train.sync_norm=false")
+    assert (
+        unfit_for_shards(config.train.model_copy(update={"shard": False}), config.method, FineTuning()) == []
+    )
