@@ -114,8 +114,8 @@ def _feature_distances(model: SegmentationModel, image: Tensor, names: Sequence[
     if missing or not names:
         raise ConfigError(
             "the branch cannot be inferred: the encoder has no batch norms per branch, and no statistics of features "
-            f"are stored for {', '.join(missing) or 'it'}; name the branch, or train the domains again with this "
-            "everseg"
+            f"are stored for {', '.join(missing) or 'it'}; name the branch. A run over domains stores them, "
+            "and an export with the training images at hand: export again with this everseg, and extend that bundle"
         )
     features = features_of(model, image)
     if features.shape[1] != len(known[names[0]].mean):
