@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import everseg
+from everseg.runs import versions as recorded
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
@@ -179,12 +181,28 @@ def test_every_dependency_is_explained() -> None:
 
 def test_the_version_is_said_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project.get("version", everseg.__version__) == everseg.__version__
+    assert "version" not in project
+    assert "version" in project["dynamic"]
     assert re.fullmatch(r"\d+\.\d+\.\d+([a-z]+\d+)?", everseg.__version__)
     try:
         assert distribution("everseg").version == everseg.__version__
     except PackageNotFoundError:
         pytest.skip("everseg is not installed; its metadata cannot be compared")
+
+
+def test_a_checkout_that_nobody_installed_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an installation says of everseg is asked for nowhere but where its absence is looked after."""
+
+    def absent(name: str) -> str:
+        if name == "everseg":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(recorded, "version", absent)
+    assert recorded.versions("everseg", "numpy") == {"everseg": everseg.__version__, "numpy": np.__version__}
+    files = SOURCE.rglob("*.py")
+    asking = {file.name for file in files if "metadata import version" in file.read_text(encoding="utf-8")}
+    assert asking == {"versions.py"}
 
 
 def test_names_that_others_rely_on() -> None:

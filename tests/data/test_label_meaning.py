@@ -512,6 +512,6 @@ def test_random_trees_are_right_or_refused(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.slow
 def test_many_random_trees_are_right_or_refused(tmp_path: Path) -> None:
-    found = [label_trees.outcome(seed, tmp_path / str(seed))[0] for seed in range(150)]
+    found = [label_trees.outcome(seed, tmp_path / str(seed))[0] for seed in range(60)]
     assert "wrong" not in found
-    assert found.count("right") > 50
+    assert found.count("right") > 20

@@ -90,6 +90,18 @@ def test_weights_are_of_8_bits_by_channel_and_classifiers_are_whole(small: Path)
     assert made_by["logits"].op_type != "DequantizeLinear"
 
 
+def test_smaller_files_ask_for_no_newer_onnxruntime_than_the_full_one(small: Path) -> None:
+    import onnx
+
+    full, *others = (onnx.load(small / name) for name in ("model.onnx", "model.fp16.onnx", "model.int8.onnx"))
+    for one in others:
+        assert one.ir_version == full.ir_version
+        assert (
+            one.opset_import == full.opset_import
+        )  # an old onnxruntime refuses versions of sets that nothing uses
+        assert {node.domain for node in one.graph.node} == {""}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_predict_and_load_use_a_file(small: Path, tmp_path: Path, call: Callable, precision: str) -> None:
     code, out, err = call("predict", small, PICTURE, "-o", tmp_path, "--precision", precision, "--json")

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -44,11 +45,11 @@ def as_predicted(dataset: Dataset) -> None:
             seen[Path(split.id(place)).stem] = image
             predicted = np.array(model.classes)[model.predict(image).ids]
             assert (np.vectorize(dataset.labels.names.get)(mask) == predicted).all()
-    assert sorted(seen) == ["0", "1", "2", "3"]
+    assert sorted(name.replace("a & b+c#3 100%", "3") for name in seen) == ["0", "1", "2", "3"]
 
 
-def predict(call: Callable, out: Path, form: str) -> dict[str, object]:
-    code, told, err = call("predict", BUNDLE, IMAGES, "-o", out, "--format", form, "--json")
+def predict(call: Callable, out: Path, form: str, images: Path = IMAGES) -> dict[str, object]:
+    code, told, err = call("predict", BUNDLE, images, "-o", out, "--format", form, "--json")
     assert code == 0, err
     found = json.loads(told)
     assert found["format"] == form
@@ -60,6 +61,26 @@ def test_the_zip_for_cvat_comes_back_as_its_export(tmp_path: Path, call: Callabl
     predict(call, tmp_path / "out", "cvat")
     with zipfile.ZipFile(tmp_path / "out/cvat.zip") as archive:
         archive.extractall(tmp_path / "back")
+    # Readers of this form know VOC's colours as numbers of objects, and no others.
+    voc = [
+        (128, 0, 0),
+        (0, 128, 0),
+        (128, 128, 0),
+        (0, 0, 128),
+        (128, 0, 128),
+        (0, 128, 128),
+        (128, 128, 128),
+    ]
+    for path in (tmp_path / "back/SegmentationObject").iterdir():
+        with (
+            Image.open(path) as objects,
+            Image.open(path.parent.parent / "SegmentationClass" / path.name) as of,
+        ):
+            found = {tuple(pixel) for pixel in np.asarray(objects).reshape(-1, 3).tolist()}
+            both = np.concatenate([np.asarray(objects), np.asarray(of)], axis=2).reshape(-1, 6)
+        assert 1 < len(found - {(0, 0, 0)}) <= len(voc)
+        assert found - {(0, 0, 0)} == set(voc[: len(found - {(0, 0, 0)})])
+        assert len(np.unique(both, axis=0)) == len(found), "an object is of one class"
     shutil.copytree(IMAGES, tmp_path / "back/JPEGImages")  # CVAT: "save images"
     lists = (tmp_path / "back/ImageSets/Segmentation/default.txt").read_text().split()
     assert sorted(lists) == ["0", "1", "2", "3"]
@@ -89,11 +110,19 @@ def test_coco_comes_back(tmp_path: Path, call: Callable) -> None:
 
 
 def test_label_studio_s_tasks_come_back_once_they_are_submitted(tmp_path: Path, call: Callable) -> None:
-    predict(call, tmp_path / "out", "labelstudio")
+    given = tmp_path / "given"
+    given.mkdir()
+    for number in range(4):
+        shutil.copy(IMAGES / f"{number}.png", given / f"{number}.png")
+    (given / "3.png").rename(given / "a & b+c#3 100%.png")
+    predict(call, tmp_path / "out", "labelstudio", given)
     tasks = json.loads((tmp_path / "out/tasks.json").read_text())
+    # The tool reads these addresses as a web server does.
+    asked = [parse_qs(urlsplit(task["data"]["image"]).query)["d"] for task in tasks]
+    assert sorted(asked) == sorted([path.name] for path in given.iterdir())
     config = (tmp_path / "out/label_config.xml").read_text()
     root = tmp_path / "back"
-    shutil.copytree(IMAGES, root / "images")
+    shutil.copytree(given, root / "images")
     for task in tasks:  # what a person does who finds nothing to correct
         (prediction,) = task.pop("predictions")
         for one in prediction["result"]:

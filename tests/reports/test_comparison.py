@@ -153,11 +153,15 @@ def test_a_sequence_of_several_steps_is_parted_after_its_first_one_as_the_fields
 @pytest.mark.parametrize(
     ("overrides", "options", "reason"),
     [
-        (["protocol=disjoint"], {}, 'scenario.protocol: "overlapped" there, "disjoint" here'),
-        (["scenario.policy=plop"], {}, 'scenario.policy: "ignore-void" there, "plop-voc" here'),
-        (["scenario.task=4-1"], {}, 'scenario.task: "4-2" there, "4-1" here'),
-        (["data.options.num_val=7"], {}, "data.options: "),
-        (["data.crop=64"], {}, "data.crop: "),
+        (["protocol=disjoint"], {}, 'protocol (scenario.protocol): "overlapped" there, "disjoint" here'),
+        (
+            ["scenario.policy=plop"],
+            {},
+            'label policy (scenario.policy): "ignore-void" there, "plop-voc" here',
+        ),
+        (["scenario.task=4-1"], {}, 'task (scenario.task): "4-2" there, "4-1" here'),
+        (["data.options.num_val=7"], {}, "options of the reader (data.options): "),
+        (["data.crop=64"], {}, "training crop (data.crop): not used there, "),
         ([], {"digest": "other"}, "other test images or labels"),
     ],
 )
@@ -212,13 +216,10 @@ def test_other_training_is_one_table_with_what_differs(tmp_path: Path) -> None:
     (table,) = made["tables"]
     usual = RunFolder(tmp_path / "a").config().train.lr_next
     assert [(g["name"], g["seeds"]) for g in table["groups"]] == [
-        (f"ft, lr next {usual}", [0]),
-        ("ft, lr next 0.5", [0, 1]),
+        (f"ft, later learning rate {usual}", [0]),
+        ("ft, later learning rate 0.5", [0, 1]),
     ]
-    assert (
-        list(table["settings"][0].values())[1]
-        == f"learning rate of later steps (train.lr_next): {usual} -> 0.5"
-    )
+    assert list(table["settings"][0].values())[1] == f"later learning rate (train.lr_next): {usual} -> 0.5"
 
 
 def test_aliases_are_one_task(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_names_say_in_words_what_differs_and_no_more(tmp_path: Path) -> None:
     for name, overrides in (("plain", []), ("other", ["train.nesterov=false"])):
         made_run(tmp_path / "flag", name, "demo-ft", **same, overrides=overrides)
     names = [group["name"] for group in collect([tmp_path / "flag"])[0]["tables"][0]["groups"]]
-    assert sorted(names) == ["ft, nesterov", "ft, no nesterov"]
+    assert sorted(names) == ["ft, with Nesterov momentum", "ft, without Nesterov momentum"]
     for name, file in (("short", "a.txt"), ("long", "/a/very/long/path/to/some/weights/of/an/encoder.pth")):
         made_run(tmp_path / "file", name, "demo-ft", **same, overrides=[f"model.weights={file}"])
     names = [group["name"] for group in collect([tmp_path / "file"])[0]["tables"][0]["groups"]]

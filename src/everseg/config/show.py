@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from everseg.config import words
 from everseg.config.fields import HARMLESS, DomainConfig, RunConfig
 from everseg.config.helps import attribute_docs
 from everseg.config.hyperparameters import method_options
@@ -107,22 +107,9 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key], ensure_ascii=False) if key in values else "(not set)"
 
 
-LONGEST_TITLE = 60
-"""Letters of a setting's help that can stand before its key; a longer one would not be read there."""
-
-
-def in_words(key: str, config: RunConfig) -> str:
-    """A setting as people say it, with its key: "learning rate of later steps (train.lr_next)".
-
-    The words are the beginning of its help. Without a short one the key stands alone.
-    """
-    told = next((text for name, _, text in fields(config) if name == key), "")
-    title = re.split(r"[.;](?: |$)", told)[0].strip()
-    unclear = any(mark in title for mark in ",:(`") or title.lower().startswith("the same")
-    if not title or unclear or len(title) > LONGEST_TITLE:
-        return key
-    ordinary = len(title) > 1 and title[1].islower()
-    return f"{title[0].lower() if ordinary else title[0]}{title[1:]} ({key})"
+def in_words(key: str) -> str:
+    """A setting as people say it, with its key: "later learning rate (train.lr_next)"."""
+    return f"{words.name(key)} ({key})"
 
 
 def fields(config: RunConfig) -> list[tuple[str, Any, str]]:

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ from everseg.runs.model_folder import (
 from everseg.runs.place import what_is
 from everseg.runs.run_folder import RunFolder
 from everseg.runs.sketch import Sketch, read_sketch, tensors
+from everseg.runs.versions import versions
 
 log = logging.getLogger("everseg")
 
@@ -243,7 +243,7 @@ def write_bundle(
         "parent": contents.parent,
         "steps": max(steps, default=-1) + 1,
         "history": [],
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
         **contents.lineage,
         "parity": {branch: asdict(one) for branch, one in parity.items()},
         **({"reduced": stored(reduced)} if reduced else {}),

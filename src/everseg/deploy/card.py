@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from everseg.deploy.onnx import OLDEST
 from everseg.deploy.precisions import reduced_text
 from everseg.display import UNDEFINED, counted, for_markdown, percent, printable
 from everseg.errors import some
@@ -233,7 +234,9 @@ def _use(name: str, about: ModelFile, lineage: Mapping[str, Any]) -> str:
     domain = f" --domain {next(iter(about.spaces))}" if len(about.spaces) > 1 else ""
     lines = [f"everseg predict {name} IMAGES -o out{domain}"]
     if lineage["parity"]:
-        lines.append("python example.py IMAGE...            # onnxruntime, numpy and Pillow only")
+        lines.append(
+            f"python example.py IMAGE...            # onnxruntime (from {OLDEST} on), numpy and Pillow only"
+        )
     lines.append(f"everseg extend {name} --data NEW.yaml --add CLASS,CLASS --method mib")
     return (
         "```sh\n"

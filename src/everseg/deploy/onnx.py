@@ -39,8 +39,10 @@ TORCH_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
 EXAMPLE_SIZE = (77, 107)
 """Sides are odd and unequal, so that the exporter does not assume a multiple of the stride."""
 OPSET, IR = 18, 8
-"""Version of the operators and of the file. Tried with onnxruntime 1.15.1 and 1.32, onnxruntime-web 1.30 and OpenVINO
-2026.4."""
+"""Version of the operators and of the file, chosen for `OLDEST`."""
+OLDEST = "1.15"
+"""Oldest onnxruntime that the files are for. All three precisions were run by 1.15.1 and 1.32, the full one also by
+onnxruntime-web 1.30 and OpenVINO 2026.4."""
 SCALES = (0.75, 0.4)
 """Every image is compared at its own size and reduced by one of these factors."""
 
@@ -148,8 +150,12 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
     )
     example: tuple[Tensor, ...] = (torch.zeros(2, *(size or EXAMPLE_SIZE), count, dtype=kind),)
     names = ["image"]
-    open_axes = ("batch",) if size else ("batch", "height", "width")
-    dims: tuple[Any, ...] = ({axis: torch.export.Dim(name) for axis, name in enumerate(open_axes)},)
+    dims: tuple[Any, ...] = ({0: torch.export.Dim("batch")},)
+    if size is None:
+        least = _least_side(deployed.eval(), count)
+        dims[0].update(
+            {axis: torch.export.Dim(name, min=least) for axis, name in ((1, "height"), (2, "width"))}
+        )
     if deployed.multiple is not None and size is None:
         extra, extra_dims = _places(deployed.multiple, deployed.strides, deployed.windows)
         example, dims, names = (*example, *extra.values()), (dims[0], tuple(extra_dims)), [*names, *extra]
@@ -176,6 +182,19 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     return proto.SerializeToString()
+
+
+def _least_side(deployed: Deployed, channels: int) -> int:
+    """The least side of an image that the exporter takes for general: more than one cell of the coarsest map.
+
+    The exporter finds it by itself, too, but only by tracing the network a second time. Images may be smaller.
+    """
+    if deployed.foreign:
+        return 0
+    side = 128
+    with torch.no_grad():
+        output = deployed.model(torch.zeros(1, channels, side, side), (deployed.branch,))[deployed.branch]
+    return side // output.features["encoder"].shape[-1] + 1
 
 
 def _reason(error: Exception) -> str:

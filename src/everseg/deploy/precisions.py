@@ -236,6 +236,10 @@ def _quantised(file: bytes, images: Iterator[np.ndarray]) -> bytes:
         )
         result = onnx.load(made)
     result.ir_version = named.ir_version
+    # The tools declare every set of operations that this onnxruntime knows; an older one refuses the file for versions
+    # of sets that no node uses.
+    del result.opset_import[:]
+    result.opset_import.extend(named.opset_import)
     found: bytes = result.SerializeToString()
     return found
 

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from everseg.runs.commit import verify, write_bytes, writing
 from everseg.runs.journal import Journal, replaced_samples
 from everseg.runs.lock import locked
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.versions import versions
 from everseg.scenarios.steps import Source, Step
 from everseg.types import Batch
 
@@ -192,7 +192,7 @@ def obstacle(source: RunFolder, threads: int) -> str:
     record = source.record()
     if record.threads != threads:
         return f"{source.path.name} was trained with {record.threads} CPU threads, not {threads}"
-    others = [name for name in _PACKAGES if record.versions.get(name) != version(name)]
+    others = [name for name, here in versions(*_PACKAGES).items() if record.versions.get(name) != here]
     return f"{source.path.name} was trained with another version of {', '.join(others)}" if others else ""
 
 

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -25,6 +26,17 @@ _LOCAL = "/data/local-files/?d="
 """How Label Studio calls a file of its local storage."""
 _OURS = "predicted by everseg"
 """What the COCO file says of itself. A person's corrections may lie under the same name."""
+
+
+def _voc_colours() -> np.ndarray:
+    """The colours of Pascal VOC's devkit, (256, 3) uint8: three bits of the number at a time, one for each channel."""
+    numbers = np.arange(256)[:, None] >> np.arange(3)  # the lowest bit is that of the channel
+    bits = [((numbers >> 3 * place) & 1) << 7 - place for place in range(3)]
+    return np.bitwise_or.reduce(bits).astype(np.uint8)
+
+
+_OBJECT_COLOURS = _voc_colours()
+"""Colours of objects, by number in their image. Whoever reads CVAT's form knows no others."""
 
 
 class Writer(Protocol):
@@ -102,10 +114,17 @@ class _Cvat:
     def add(self, name: str, ids: np.ndarray, classes: Sequence[str], image: Path) -> None:
         table = np.array([self.colours.get(known, (0, 0, 0)) for known in classes], np.uint8)
         stem = str(Path(name).with_suffix("").as_posix())
-        picture = png(Image.fromarray(table[ids]))
-        # One object of each class: CVAT takes each colour of the second folder for an object.
-        for folder in ("SegmentationClass", "SegmentationObject"):
-            self.archive.writestr(f"{folder}/{stem}.png", picture)
+        # One object of each class.
+        present = [i for i in np.unique(ids).tolist() if classes[i] in self.colours]
+        if len(present) >= len(_OBJECT_COLOURS):
+            raise ConfigError(
+                f"--format cvat: {name} shows {len(present)} classes, and the form holds {len(_OBJECT_COLOURS) - 1} "
+                "objects in an image; take --format coco"
+            )
+        objects = np.zeros((len(classes), 3), np.uint8)
+        objects[present] = _OBJECT_COLOURS[1 : len(present) + 1]
+        for folder, colours in (("SegmentationClass", table), ("SegmentationObject", objects)):
+            self.archive.writestr(f"{folder}/{stem}.png", png(Image.fromarray(colours[ids])))
         self.listed.append(stem)
 
     def finish(self) -> list[Path]:
@@ -183,7 +202,7 @@ class _LabelStudio:
             for number, (known, mask) in enumerate(_masks(ids, classes, self.names))
         ]  # fmt: skip
         prediction = {"model_version": "everseg", "result": result}
-        self.tasks.append({"data": {"image": _LOCAL + name}, "predictions": [prediction]})
+        self.tasks.append({"data": {"image": _LOCAL + quote(name)}, "predictions": [prediction]})
 
     def finish(self) -> list[Path]:
         with writing(self.out):

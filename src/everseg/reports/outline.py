@@ -9,6 +9,7 @@ from typing import Any
 
 from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig
 from everseg.config.loading import dump, fields, load, to_json
+from everseg.config.words import value_text
 from everseg.data.datasets import ade, camvid, voc
 from everseg.display import Piece, Result, html_of, table
 from everseg.engine.prepare import prepare
@@ -17,7 +18,7 @@ from everseg.labels import RawLabels
 from everseg.progress import Progress
 from everseg.reports import terminal
 from everseg.reports.memory import planned_text
-from everseg.reports.text import columns, value_text
+from everseg.reports.text import columns
 from everseg.scenarios.summary import summarise
 from everseg.scenarios.tasks import task_groups
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from typing import Any
 
 from everseg.display import printable
 
@@ -33,8 +31,3 @@ def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
                 "  ".join(part.ljust(wide) for part, wide in zip(parts, widths, strict=True)).rstrip()
             )
     return "\n".join(lines)
-
-
-def value_text(value: Any) -> str:
-    """Format a setting as it would be written after `key=`."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

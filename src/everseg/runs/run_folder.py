@@ -9,7 +9,6 @@ import platform
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +39,7 @@ from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory
 from everseg.runs.model_folder import ModelFile, load_model, read_model_file, save_model
 from everseg.runs.place import RECORD, what_is
+from everseg.runs.versions import versions
 from everseg.scenarios.steps import Step
 
 SCENARIO_FILE = "scenario.json"
@@ -222,10 +222,7 @@ class RunFolder:
                 "host": socket.gethostname(),
                 "machine": platform.platform(),
                 "cores": os.cpu_count(),
-                "versions": {
-                    "python": platform.python_version(),
-                    **{name: version(name) for name in packages},
-                },
+                "versions": {"python": platform.python_version(), **versions(*packages)},
             },
         )
         return threads

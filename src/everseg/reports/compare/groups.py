@@ -12,13 +12,13 @@ from typing import Any
 from everseg.config import presets
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, identity, in_words, load
+from everseg.config.words import said
 from everseg.errors import ConfigError, some
 from everseg.files import real_path
 from everseg.labels import policies_apart, policy_name
 from everseg.metrics import class_spans, defined_mean, named_groups, relative_drop
 from everseg.reports.baselines import drop_against_single
 from everseg.reports.compare.cost import costs
-from everseg.reports.text import value_text
 from everseg.runs.place import what_is
 from everseg.runs.results import Results, Track
 from everseg.runs.run_folder import RECORD, RunFolder
@@ -257,7 +257,11 @@ def _reasons(first: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
             if not found:
                 found.append("other test images or labels (scenario.json)")
         else:
-            found.append(f"{key}: {json.dumps(first.get(key))} there, {json.dumps(here.get(key))} here")
+            values = [
+                json.dumps(one[key], ensure_ascii=False) if key in one else "not used"
+                for one in (first, here)
+            ]
+            found.append(f"{in_words(key)}: {values[0]} there, {values[1]} here")
             if key == "scenario.policy":
                 policy = len(found) - 1
     if policy is not None:
@@ -288,7 +292,7 @@ def _name_apart(groups: Sequence[Group]) -> None:
             continue
         own = [_each(identity(group.config)) for group in same]
         chosen = _telling(own)
-        names = [", ".join([label, *(_in_words(key, values.get(key)) for key in chosen)]) for values in own]
+        names = [", ".join([label, *(said(key, values.get(key)) for key in chosen)]) for values in own]
         if len(set(names)) < len(names) or max(map(len, names)) > MOST_LETTERS:
             names = [f"{label}, {_run_name(group)}" for group in same]
         for number, (group, name) in enumerate(zip(same, names, strict=True), 1):
@@ -318,16 +322,6 @@ def _telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         chosen.append(max(left, key=lambda key: kinds([*chosen, key])))  # of equals, the first
         left.remove(chosen[-1])
     return chosen
-
-
-def _in_words(key: str, value: Any) -> str:
-    """Say what a setting is."""
-    name = key.rpartition(".")[2].replace("_", " ")
-    if key == "scenario.memory.size":
-        return f"memory of {value} images" if value else "no memory"
-    if value is None or isinstance(value, bool):
-        return name if value else f"no {name}"
-    return str(value) if key in ("model.name", "model.encoder") else f"{name} {value_text(value)}"
 
 
 def _run_name(group: Group) -> str:
@@ -381,6 +375,6 @@ def settings_apart(table: Table, base: Group) -> list[dict[str, Any]]:
         ]
         if group is not base and changed:
             parts = (text.partition(":") for text in changed)
-            told = "; ".join(f"{in_words(key, group.config)}: {value.strip()}" for key, _, value in parts)
+            told = "; ".join(f"{in_words(key)}: {value.strip()}" for key, _, value in parts)
             rows.append({"group": group.name, f"differs from {base.name} in": told})
     return rows
