@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from untrained import picture
 
 import everseg
@@ -18,9 +19,10 @@ from everseg.deploy.precisions import trials_of_run
 from everseg.errors import ConfigError
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
+from everseg.models.erfnet import erfnet
 from everseg.progress import Progress
 from everseg.runs.commit import load_tensors
-from everseg.runs.model_edits import with_branch
+from everseg.runs.model_edits import own_norms, with_branch, with_own_norms
 from everseg.runs.model_folder import load_model
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
@@ -80,6 +82,54 @@ def test_a_branch_begins_as_a_copy(tmp_path, per_branch):
     assert torch.equal(load_model(path)[0].eval()(image)["dusk"].logits, dusk)
 
 
+@pytest.mark.parametrize("per_branch", ["head", "decoder"])
+@pytest.mark.parametrize("build", [deeplabv3_tiny, erfnet])
+def test_norms_that_branches_share_become_their_own(build, per_branch):
+    """Both branches give the same outputs, to the bit, and share no norm any more."""
+    small = {"widths": [8, 8, 8, 8]} if build is deeplabv3_tiny else {"widths": [6, 8, 12], "blocks": [1, 1]}
+    model = build(per_branch=per_branch, **small)
+    for grows in ({"day": 3}, {"dusk": 2}, {"day": 1}):
+        model.grow(grows)
+    image = torch.from_numpy(picture(48, 64).transpose(2, 0, 1).copy())[None] / 255.0
+    model.train()(torch.cat([image, image.flip(3)]))
+    model.eval()
+    drawn = torch.get_rng_state()
+    own = with_own_norms(model, own_norms(model.describe()))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    for branch, output in model(image).items():
+        assert torch.equal(own(image)[branch].logits, output.logits)
+    shared = {id(weight) for weight in own.shared_parameters()}
+    assert not [n for n, w in own.named_parameters() if id(w) in shared and ("bn" in n or "norm" in n)]
+    assert own_norms(own.describe()) is None
+    assert own_norms(deeplabv3_tiny(compensation=True).describe()) is None
+    assert own_norms({"name": "mine", "options": {"per_branch": "head"}, "growth": []}) is None
+
+
+def test_the_old_branch_keeps_its_answers_whatever_the_new_images_look_like(at, old_data, call):
+    """By default. A branch gets norms of its own, or shared ones keep their statistics."""
+    for file in (old_data.parent / "images").rglob("*.png"):
+        dark = at.parent / "dark" / file.relative_to(old_data.parent)
+        dark.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(Image.open(file)) // 2).save(dark)
+    shutil.copytree(old_data.parent / "masks", at.parent / "dark" / "masks")
+    shutil.copy(old_data, at.parent / "dark" / "data.yaml")
+    image = torch.from_numpy(picture(40, 40).transpose(2, 0, 1).copy())[None] / 255.0
+
+    def answers(bundle: Path | str) -> torch.Tensor:
+        with torch.no_grad():
+            return load_model(Path(bundle))[0](image, ("default",))["default"].logits.softmax(1)
+
+    for out, shared in (("own", []), ("shared", ["model.options.per_branch=head"])):
+        line = ("extend", at, "--data", "dark/data.yaml", "--domain", "dusk", "-o", out, "--json", *FEW)
+        code, told, err = call(*line, "train.max_iterations=6", "--old-val", f"default={old_data}", *shared)
+        assert code == 0, err
+        moved = (answers(out) - answers(at)).abs().max()
+        assert 0 < moved < 0.02
+        assert json.loads(told)["kept"]["share"] > 0.97
+        weights = load_tensors(Path(out) / "model.safetensors")
+        assert any(".bn1.dusk." in name for name in weights) is not bool(shared)
+
+
 def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, old_data, call):
     """The data label forklifts and red. With --how quick no weight of the old branch moves."""
     line = ("extend", at, "--data", old_data, "--add", "forklift", "--domain", "dusk", "--how", "quick", *FEW)
@@ -89,7 +139,13 @@ def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, old_data, call):
     told = json.loads(out)
     old, new = open_bundle(at), open_bundle("bundle-v2")
     before, after = (load_tensors(one.path / "model.safetensors") for one in (old, new))
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    # what was shared is the branch's own now: encoder.bn1.weight is encoder.bn1.default.weight
+    plain = {
+        name.replace(".paths", "").replace(".default", ""): v
+        for name, v in after.items()
+        if "dusk" not in name
+    }
+    assert all(torch.equal(v, plain[name.replace(".default", "")]) for name, v in before.items())
     assert told["kept"]["share"] == pytest.approx(1)
     assert {one.split(":")[0] for one in told["kept"]["classes"]} == {"background", "red", "green"}
     assert new.spaces["default"] == old.spaces["default"]

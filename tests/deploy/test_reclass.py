@@ -20,7 +20,7 @@ from everseg.labels import LabelPolicy, LabelSpace, RawLabels, shared_classes
 from everseg.models.build import deeplabv3_tiny, erfnet
 from everseg.models.domain_statistics import DomainStatistics
 from everseg.models.heads import Head
-from everseg.runs.model_folder import load_model
+from everseg.runs.model_folder import BundleClass, Registry, load_model
 from saying import must_say
 
 NAMES = ["background", "road", "car", "truck", "sky"]
@@ -218,6 +218,22 @@ def test_classes_of_several_steps_and_branches(tmp_path):
 
 
 @torch.no_grad()
+def test_the_background_is_what_the_class_space_says():
+    """Not what a class is called: a model may have a background named ground, or none and a class named background."""
+    names = ["ground", "a", "b"]
+    registry = Registry(tuple(BundleClass(i, one, (i, 0, 0), 0, ("day",)) for i, one in enumerate(names)), 3)
+    order = ((0, 1, 2),)
+    ground = {"day": LabelSpace(order, ("ground", "a", "b"), background=0)}
+    with pytest.raises(ConfigError, match="'ground' is the background"):
+        ClassEdits.of(["Ground"]).known_in(registry, ground)
+    with pytest.raises(ConfigError, match="background takes up"):
+        ClassEdits.of(merge={"c": ["ground", "a"]}).known_in(registry, ground)
+    kept = ClassEdits.of(merge={"ground": ["ground", "a"]})
+    assert kept.known_in(registry, ground) == kept
+    none = {"day": LabelSpace(order, ("ground", "a", "b"), background=None)}
+    assert ClassEdits.of(["ground"]).known_in(registry, none) == ClassEdits.of(["ground"])
+
+
 @pytest.mark.parametrize("kind", ["transposed", "trunk", "background"])
 def test_other_classifiers(tmp_path, kind):
     torch.manual_seed(0)

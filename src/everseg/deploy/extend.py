@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from everseg import registry
-from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig, TrainConfig
+from everseg.config.fields import DataConfig, ModelConfig, RunConfig, ScenarioConfig, TrainConfig
 from everseg.config.loading import difference, from_stored, refuse_own_code
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
@@ -52,7 +52,7 @@ from everseg.reports.html import NAME as REPORT
 from everseg.reports.html import report_at_the_end
 from everseg.runs.commit import verify
 from everseg.runs.memory import Memory, read_memory
-from everseg.runs.model_edits import check_branch_name
+from everseg.runs.model_edits import check_branch_name, own_norms
 from everseg.runs.model_folder import is_bundle
 from everseg.runs.results import OnNew, Results, StepResults, Taught
 from everseg.runs.run_folder import RunFolder
@@ -229,8 +229,10 @@ def extend(
         EversegError: as `run`.
     """
     if require_signature is not None:
-        signed(Path(bundle), require_signature)
+        digest = signed(Path(bundle), require_signature).digest
     source = open_bundle(bundle)
+    if require_signature is not None and source.digest != digest:
+        raise CheckpointError(f"{bundle} changed after its signature was checked; try again")
     target = Path(out) if out is not None else _next_name(source.path)
     edits = ClassEdits.of(drop, merge, rename)
     if data is None:
@@ -286,7 +288,14 @@ def _extended(
         if is_bundle(target):
             new_folder(target)
         for line in _lines(
-            source, prepared, config.data, config.scenario, config.train, builder, bool(measured_on)
+            source,
+            prepared,
+            config.data,
+            config.scenario,
+            config.train,
+            config.model,
+            builder,
+            bool(measured_on),
         ):
             progress.message(line)
     execute(config, quiet=quiet)
@@ -559,7 +568,10 @@ def _previewed(asked: _Asked, progress: Progress, measuring: bool) -> Preview:
     prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
     (step,) = prepared.steps
     began = perf_counter()
-    lines = tuple(_lines(source, prepared, config.data, config.scenario, config.train, builder, measuring))
+    told = _lines(
+        source, prepared, config.data, config.scenario, config.train, config.model, builder, measuring
+    )
+    lines = tuple(told)
     # The check of the background has sent some training images through the deployed model: what a test costs, too.
     looked = min(LOOKED, len(step.train[0].indices))
     per_image = (perf_counter() - began) / looked
@@ -632,6 +644,8 @@ def configuration(
     place = place or Place()
     origin = source.spaces.get(place.like or place.branch or next(iter(source.spaces)))
     several = len(source.spaces) > 1 or place.like is not None
+    # Norms that branches share would hold a new place back, or take its statistics and ruin the other branches.
+    own = own_norms(architecture) if several else None
     # The images of a memory are of the places before; a batch is of one branch.
     memory = _memory(scenario.pop("memory", None), None if several else read_memory(source.path))
     base = {
@@ -641,7 +655,7 @@ def configuration(
             "protocol": "sequential", **scenario, **memory, "kind": "extension",
             "bundle": str(source.path), "task": [list(add)] if add else [], **asdict(place),
         },
-        "model": {"name": configured_name(architecture["name"]), "options": architecture["options"]},
+        "model": {"name": configured_name(architecture["name"]), "options": (own or architecture)["options"]},
         "train": {**train, "lr_next": None},
         **({"method": recipe["method"]} if "method" in recipe else {}),
     }  # fmt: skip
@@ -654,6 +668,9 @@ def configuration(
     settings = _settings_of(how, method, source, bool(add), several, place.like is not None)
     without = origin is not None and origin.background is None
     method = method or ("mib" if add and not without and not several else "complete")
+    if several and not own and architecture["options"].get("per_branch") not in ("norm", "adapter"):
+        # A branch that cannot fit its images by norms of its own pulls more at what all share.
+        settings += ["method.shared_lr_scale=0.001"] if method == "complete" else []
     chosen = [f"method={method}", *settings, *([f"model={model}"] if model else []), *overrides]
     config = from_stored(base, chosen)
     if (
@@ -684,8 +701,10 @@ def _settings_of(
     Raises:
         ConfigError: a method is given too, the word is unknown, or the bundle holds no images for "thorough".
     """
+    # Where branches cannot have norms of their own, those that they share stay as they are.
+    kept = ["method.keep_shared_statistics=true"] if several else []
     if how is None:
-        return []
+        return kept
     if how not in get_args(How):
         raise ConfigError(f"--how: choose one of {', '.join(get_args(How))}, not '{how}'")
     if method is not None:
@@ -701,10 +720,12 @@ def _settings_of(
             "branches; take --how balanced"
         )
     if how != "quick":
-        return []
+        return kept
     # Of several branches, the trained one's own norms and adapters are what a new place needs.
     frozen = [f"method.freeze_{part}=true" for part in ("encoder", "decoder", *([] if several else ["norm"]))]
-    return [*frozen, *(["method.freeze_heads=old"] if adds and not new_branch else [])]
+    # Everything else stands still, so the new classifier can take larger steps than a whole network.
+    faster = ["train.lr_factors.new_heads=10"] if adds else []
+    return [*kept, *frozen, *faster, *(["method.freeze_heads=old"] if adds and not new_branch else [])]
 
 
 def _memory(recipe: Any, memory: Memory | None) -> dict[str, Any]:
@@ -726,6 +747,7 @@ def _lines(
     data: DataConfig,
     scenario: ScenarioConfig,
     train: TrainConfig,
+    network: ModelConfig,
     builder: Any,
     measuring: bool,
 ) -> Iterator[str]:
@@ -745,6 +767,12 @@ def _lines(
             else f"gets a branch of its own, which begins as a copy of '{origin}'"
         )
         yield f"place:  '{scenario.domain}' {how}; the model has the branches {', '.join(step.spaces)}"
+    had, has = (one.get("per_branch") for one in (source.about.architecture["options"], network.options))
+    if had != has:
+        yield (
+            "note:   each branch gets norms and a decoder of its own, equal to those that all share until now. So a "
+            "branch can fit its images without moving the others (model.options.per_branch=head shares them as before)"
+        )
     if len(step.spaces) > 1 and read_memory(source.path) is not None:
         yield (
             "note:   the bundle's images of earlier steps are not trained on and not passed on: they are of one place, "

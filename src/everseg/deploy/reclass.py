@@ -71,8 +71,11 @@ class ClassEdits:
             "rename": dict(self.rename),
         }
 
-    def known_in(self, registry: Registry) -> ClassEdits:
+    def known_in(self, registry: Registry, spaces: Mapping[str, LabelSpace]) -> ClassEdits:
         """Spell every class as the model does.
+
+        Args:
+            spaces: branch -> its classes. They say which one is the background; a name alone does not.
 
         Raises:
             ConfigError: an unknown class, one that is named twice, a background that would be lost, or a new name that
@@ -80,6 +83,7 @@ class ClassEdits:
         """
         known = [one.name for one in registry.classes if one.branches]
         problems, used = list[str](), list[str]()
+        grounds = {space.names[space.background] for space in spaces.values() if space.background is not None}
 
         def found(option: str, name: str) -> str:
             match = find_name(name, known)
@@ -96,13 +100,13 @@ class ClassEdits:
         merge = {new: tuple(found("--merge", name) for name in names) for new, names in self.merge.items()}
         rename = {found("--rename", old): new for old, new in self.rename.items()}
         for option, named in (("--drop", drop), ("--rename", tuple(rename))):
-            ground = [name for name in named if is_background_name(name)]
+            ground = [name for name in named if name in grounds]
             problems += [f"{option}: '{name}' is the background, which a model keeps" for name in ground]
         for new, names in merge.items():
             if len(names) < 2:
                 problems.append(f"--merge {','.join(names)}={new}: two classes or more become one")
-            ground = [name for name in names if is_background_name(name)]
-            if (ground and not is_background_name(new)) or (is_background_name(new) and not ground):
+            ground = [name for name in names if name in grounds]
+            if bool(ground) != (find_name(new, grounds) is not None or is_background_name(new)):
                 problems.append(
                     f"--merge {','.join(names)}={new}: what the background takes up is the background"
                 )
@@ -118,7 +122,7 @@ class ClassEdits:
                     f"{option}: the bundle has a class '{other}' already; merge it too, or choose another name"
                 )
             rest.append(new)
-        if not [name for name in rest if not is_background_name(name)]:
+        if not [name for name in rest if find_name(name, grounds) is None]:
             problems.append("--drop: no class would be left")
         if problems:
             raise ConfigError(problems)
@@ -383,7 +387,7 @@ def change_classes(
     Raises:
         ConfigError: classes that the bundle does not know, edits that contradict each other, or the folder exists.
     """
-    edits = edits.known_in(source.registry)
+    edits = edits.known_in(source.registry, source.spaces)
     if is_bundle(target) and not dry_run:
         written = open_bundle(target)
         last = ({}, *written.lineage["history"])[-1]

@@ -62,7 +62,7 @@ from everseg.runs.journal import Journal
 from everseg.runs.lock import locked
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory, read_memory
-from everseg.runs.model_edits import with_branch
+from everseg.runs.model_edits import own_norms, with_branch, with_own_norms
 from everseg.runs.model_folder import (
     LINEAGE,
     load_model,
@@ -673,6 +673,7 @@ def place_start(
     The copy records the bundle's digest as its parent, so that the chain of hashes continues. The method's state is
     copied only if the same method made it. A branch that the step trains and the bundle does not have is put into the
     copy, equal to the branch `scenario.like`. So the step, its teacher and its comparisons find it there as any other.
+    Norms that the branches share become each branch's own first, where the configuration asks for it.
 
     Args:
         scenario: names the bundle.
@@ -697,9 +698,14 @@ def place_start(
         {name: (source / name).read_bytes for copy in memory.copies for name in copy.names} if memory else {}
     )
     about, weights = read_model_file(source), load_tensors(source / "model.safetensors")
-    if step.branch not in about.spaces:
+    own = own_norms(about.architecture) if network.options.get("per_branch") == "norm" else None
+    if own is not None or step.branch not in about.spaces:
         model, _ = load_model(source, user_builder(network), about)
-        about = with_branch(model, about, step.branch, str(scenario.like))
+        if own is not None:
+            model = with_own_norms(model, own)
+            about = replace(about, architecture=model.describe())
+        if step.branch not in about.spaces:
+            about = with_branch(model, about, step.branch, str(scenario.like))
         weights = model.state_dict()
     save_model(
         target,

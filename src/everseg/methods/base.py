@@ -245,6 +245,9 @@ class Method:
     scratch count as step 0."""
     frozen_statistics: bool = True
     """Frozen norms keep their running statistics too. The authors' code lets them move (set false to reproduce)."""
+    keep_shared_statistics: bool = False
+    """Norms that several branches share keep their running statistics in a step that does not train all of these
+    branches. Its images would replace them, and the losses, which see those images only, would not notice."""
     fuse: Fuse = "none"
     """After each later step, move its weights back towards those from before it (EWF): none, all, or "changed", only
     those that changed most."""
@@ -295,6 +298,7 @@ class Method:
             statistics=self.frozen_statistics,
             decoder=self.freeze_decoder and later,
             heads=self._frozen_heads(model, step) if later else {},
+            shared_statistics=self.keep_shared_statistics and bool(step.old_branches),
         )
 
     def _check_readout(self, model: SegmentationModel, step: Step) -> None:

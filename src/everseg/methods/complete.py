@@ -43,6 +43,7 @@ class Complete(Method):
     shared_lr_scale: Positive = 0.01
     """Learning rate of the weights that several branches share, relative to the trained branch's, after the first step
     (MDIL: 0.01)."""
+    keep_shared_statistics: bool = True
 
     def param_groups(self, model, step):
         if len(step.spaces) > 1:

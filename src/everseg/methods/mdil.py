@@ -34,6 +34,7 @@ class MDIL(Method):
     """Weight of the distillation, summed over the old branches (paper: 0.1)."""
     shared_lr_scale: Positive = 0.01
     """Learning rate of the shared weights relative to the new branch's, after the first step (paper: 5e-6 / 5e-4)."""
+    keep_shared_statistics: bool = True
     kl: Literal["log", "probabilities"] = "log"
     """Divergence: of the probabilities' logarithms, or as in the authors' code, which feeds plain probabilities."""
     updates: Literal["one", "two", "two-legacy"] = "one"

@@ -38,6 +38,7 @@ class MDILMiB(Method):
     """MiB's factor on the teacher's logits; above 1 hardens the targets (paper: 1)."""
     shared_lr_scale: Positive = 0.01
     """Learning rate of the shared weights relative to the trained branch's, after the first step."""
+    keep_shared_statistics: bool = True
 
     def prepare_model(self, model, step):
         super().prepare_model(model, step)

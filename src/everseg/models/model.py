@@ -44,6 +44,7 @@ class Frozen:
     decoder: bool = False
     heads: Mapping[str, int | tuple[str, ...]] = field(default_factory=dict)
     dropout: bool = False
+    shared_statistics: bool = False
 
 
 class SegmentationModel(nn.Module):
@@ -200,6 +201,7 @@ class SegmentationModel(nn.Module):
         decoder: bool = False,
         heads: Mapping[str, int | Iterable[str]] | None = None,
         dropout: bool = False,
+        shared_statistics: bool = False,
     ) -> None:
         """Freeze exactly this; everything else becomes trainable. Outlives `.train()`.
 
@@ -215,6 +217,8 @@ class SegmentationModel(nn.Module):
             heads: branch -> which of its classifiers get no gradient: a number, the oldest ones and with them the
                 background's own; or the names of parts (`GrowingHead.parts`), exactly these.
             dropout: dropout layers drop nothing.
+            shared_statistics: norms that no branch owns keep their running statistics, and normalise by them. Their
+                weights are trained as the others are.
 
         Raises:
             ConfigError: unknown branch, more classifiers than the branch has, or an unknown part.
@@ -227,7 +231,7 @@ class SegmentationModel(nn.Module):
         }
         for branch, which in chosen.items():
             self._asked(branch, partial(self.head(branch).chosen, which))
-        self.frozen = Frozen(branches, encoder, norm, statistics, decoder, chosen, dropout)
+        self.frozen = Frozen(branches, encoder, norm, statistics, decoder, chosen, dropout, shared_statistics)
         # From a clean slate, so that a second call means what it says and nothing of the first.
         self.requires_grad_(True)
         for part in self._frozen_parts:
@@ -265,6 +269,16 @@ class SegmentationModel(nn.Module):
                 for module in root.modules():
                     if is_norm(module) and id(module) not in trained:
                         module.training = False
+        if mode and self.frozen.shared_statistics:
+            owned = {
+                id(inner)
+                for name in self.branches
+                for own in self._branch_modules(name)
+                for inner in own.modules()
+            }
+            for module in self.modules():
+                if is_norm(module) and id(module) not in owned:
+                    module.training = False
         if self.frozen.dropout:
             for module in self.modules():
                 if isinstance(module, nn.modules.dropout._DropoutNd):

@@ -1,16 +1,18 @@
-"""Changes of a finished model that need no training: a further branch that begins as a copy of another one."""
+"""Changes of a finished model that need no training: norms for each branch, and a branch that begins as a copy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from everseg.errors import ConfigError
+from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import spelling
 from everseg.models.blocks import BranchDict
+from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
 from everseg.runs.model_folder import ModelFile, Registry
 
@@ -22,6 +24,61 @@ def check_branch_name(name: str) -> None:
         ConfigError: it has a dot, or is a word that a module of PyTorch uses.
     """
     BranchDict(nn.Identity).check(name)
+
+
+def own_norms(architecture: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Describe a network with norms and a decoder for each branch, where it now has such that all branches share.
+
+    Args:
+        architecture: a description of one of everseg's architectures, or of the user's own.
+
+    Returns:
+        The changed description; None where the network has norms of its own already, or cannot have any.
+    """
+    options = architecture["options"]
+    if options.get("per_branch") not in ("head", "decoder") or architecture.get("changes"):
+        return None
+    changed = {**architecture, "options": {**options, "per_branch": "norm"}}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            from_description(changed)
+    except CheckpointError:  # no norms are found in it, or an option excludes them
+        return None
+    return changed
+
+
+@torch.no_grad()
+def with_own_norms(model: SegmentationModel, architecture: Mapping[str, Any]) -> SegmentationModel:
+    """Build the network of `own_norms` with the weights of a model. Each branch gives bit-equal outputs.
+
+    Args:
+        model: the model whose branches share norms.
+        architecture: the result of `own_norms`.
+
+    Returns:
+        A model in eval mode.
+    """
+    with torch.random.fork_rng(devices=[]):
+        changed = from_description(architecture)
+    owners = [
+        f"{part}.{name}" if name else part
+        for part in ("encoder", "decoder")
+        for name, module in getattr(changed, part).named_modules()
+        if isinstance(module, BranchDict)
+    ]
+    state = model.state_dict()
+    changed.load_state_dict({name: state[_shared(name, owners, state)] for name in changed.state_dict()})
+    changed.readout, changed.domain_statistics = model.readout, model.domain_statistics
+    return changed.eval()
+
+
+def _shared(name: str, owners: Iterable[str], known: Mapping[str, Any]) -> str:
+    """Name of the weight that all branches shared, from that of a branch's own."""
+    if name in known:
+        return name
+    owner = next(one for one in owners if name.startswith(f"{one}."))
+    _, rest = name.removeprefix(f"{owner}.").split(".", 1)
+    return f"{owner.removesuffix('.paths')}.{rest}"
 
 
 @torch.no_grad()
