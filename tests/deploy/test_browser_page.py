@@ -51,7 +51,9 @@ def test_the_folder_holds_all_that_the_page_needs(tmp_path: Path) -> None:
     (package / "dist").mkdir(parents=True)
     for name in RUNTIME:
         (package / "dist" / name).write_text(name)
+    (tmp_path / "p.tmp").mkdir()  # the user's own
     made = everseg.page(BUNDLE, out=tmp_path / "p", runtime=package)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "p.tmp", "package"]
     files = {path.name: path.read_bytes() for path in made.path.iterdir()}
     assert set(files) == {
         "index.html", "browser.js", "page.css", "page.json", "classes.json", "preprocessing.json", "model.onnx",

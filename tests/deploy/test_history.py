@@ -58,10 +58,11 @@ def test_rollback_finds_verifies_and_copies_an_earlier_bundle(line, tmp_path, ca
     code, out, err = call("rollback", line / "b-v3", "--json")
     assert code == 0, err
     assert json.loads(out)["path"] == str(line / "b-v2")
+    (tmp_path / "back.tmp").mkdir()  # the user's own
     code, out, err = call("rollback", line / "b-v3", "--to", 1, "-o", tmp_path / "back")
     assert code == 0, err
     assert hashes(tmp_path / "back") == hashes(line / "b")
-    assert [path.name for path in tmp_path.iterdir()] == ["back"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "back.tmp"]
     assert call("rollback", line / "b-v3", "--to", 1, "-o", tmp_path / "back")[0] == 2  # it exists
     code, _, err = call("rollback", line / "b-v3", "--to", 7)
     assert code == 2

@@ -48,8 +48,10 @@ def test_a_bundle_comes_back_as_it_went(hub: Hub, tmp_path: Path, call: Callable
     pushed = json.loads(out)
     assert set(hub.files("me/street")) == {*contents(BUNDLE), "README.md"}
     assert pushed["address"] == f"hf:me/street@{pushed['revision']}"
+    (tmp_path / "back.tmp").mkdir()  # the user's own
     code, out, err = call("pull", pushed["address"], "-o", tmp_path / "back", "--json")
     assert code == 0, err
+    (tmp_path / "back.tmp").rmdir()
     assert json.loads(out)["revision"] == pushed["revision"]
     assert contents(tmp_path / "back") == contents(BUNDLE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back"]

@@ -65,6 +65,39 @@ def test_a_forged_file_with_a_manifest_that_fits_is_found(signed: Path, tmp_path
         everseg.verify(signed, key=tmp_path / "mine.pub")
 
 
+@pytest.mark.parametrize("precision", [None, "fp32"])
+def test_what_is_read_is_what_was_verified(
+    signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str | None
+) -> None:
+    """Somebody puts another whole bundle in the place of the one whose signature was just checked."""
+    if precision:
+        pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    forged = shutil.copytree(signed, tmp_path / "forged")
+    for name in ("model.safetensors", "model.onnx"):
+        data = bytearray((forged / name).read_bytes())
+        data[-1] ^= 1
+        (forged / name).write_bytes(data)
+    reseal(forged)
+    assert verify(forged)
+    checked = signature.require_signature
+
+    def and_swapped(folder: Path, key: Path) -> object:
+        found = checked(folder, key)
+        shutil.rmtree(signed)
+        shutil.copytree(forged, signed)
+        return found
+
+    for module in (everseg.inference.predict, everseg.deploy.extend):
+        monkeypatch.setattr(module, "signed", and_swapped)
+    with pytest.raises(CheckpointError, match="damaged"):
+        everseg.load(signed, require_signature=tmp_path / "mine.pub", precision=precision)
+    shutil.rmtree(signed)
+    shutil.copytree(FIXTURES / "bundle-format-1", signed)
+    everseg.sign(signed, key=tmp_path / "mine")
+    with pytest.raises(CheckpointError, match="signature"):
+        everseg.extend(signed, drop=["car"], require_signature=tmp_path / "mine.pub")
+
+
 def test_what_predicts_serves_and_extends_asks_for_the_key(
     signed: Path, tmp_path: Path, call: Callable
 ) -> None:

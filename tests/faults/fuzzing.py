@@ -426,6 +426,7 @@ def _safetensors(_: Path) -> list[bytes]:
     return [
         save({"a": torch.ones(2, 3), "b": torch.zeros(1, dtype=torch.int64)}), save({}),
         save({"x" * 40: torch.ones(1, dtype=torch.bfloat16), "e": torch.ones(0)}, {"format": "pt"}),
+        save({"d.features": torch.ones(2, 3, dtype=torch.half), "d.ids": torch.ones(2, dtype=torch.int32)}),
     ]  # fmt: skip
 
 
@@ -434,13 +435,16 @@ def _safetensors(_: Path) -> list[bytes]:
         b"\xff\xff\xff\xff\xff\xff\xff\xff", b"{", b"}", b'"shape"'))  # fmt: skip
 def _weights(folder: Path, data: bytes) -> None:
     from everseg.models.tensor_file import read_tensors
-    from everseg.runs.commit import load_tensors
-    from everseg.runs.model_folder import changed_parameters
+    from everseg.runs.commit import Committed, load_tensors
+    from everseg.runs.model_folder import SKETCH, changed_parameters
+    from everseg.runs.sketch import read_sketch
 
     path = put(folder, "w.safetensors", data)
+    put(folder, SKETCH, data)
+    listed = {SKETCH: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
     each_of(
         lambda: load_tensors(path), lambda: load_tensors(path, data), lambda: read_tensors(path),
-        lambda: changed_parameters(path, path),
+        lambda: changed_parameters(path, path), lambda: read_sketch(folder, Committed(folder, listed, None, "")),
     )  # fmt: skip
 
 

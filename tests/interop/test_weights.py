@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,24 @@ def test_a_file_is_fetched_checked_and_kept_with_its_checksum(
     with pytest.raises(CheckpointError) as stop:
         weights.get(one.name)
     must_say(str(stop.value), digest(b"others")[:12], digest(b"weights")[:8], "delete")
+
+
+def test_two_calls_at_once_keep_both_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fcntl", reason="no locks of files on this system")
+    before, one = weights._sums, replace(weights.KNOWN[0], checksum="")
+
+    def slowly(path: Path) -> dict[str, str]:
+        found = before(path)
+        time.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(weights, "_sums", slowly)
+    files = [tmp_path / name for name in "ab"]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda file: weights._verify(one, tmp_path, [file]), files))
+    assert set(before(tmp_path / weights.SUMS)) == {"a", "b"}
 
 
 def test_what_is_not_what_its_makers_publish_is_not_kept(

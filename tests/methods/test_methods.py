@@ -147,10 +147,11 @@ def test_teacher_is_bit_unchanged_and_the_model_of_before(toy, name):
 def test_every_hyperparameter_changes_the_result(toy, name, field):
     needs = NEEDS.get(field, {})
     value = other_value(registry.resolve("method", name), field)
-    key = (name, str(needs), field == "shared_lr_scale")
+    over_domains = name in OVER_DOMAINS or field in ("shared_lr_scale", "keep_shared_statistics")
+    key = (name, str(needs), over_domains)
     if name in BY_PIXEL:
         toy.side, toy.teacher_sees = 64, 3.0
-    steps = toy.domains if name in OVER_DOMAINS or field == "shared_lr_scale" else toy.steps
+    steps = toy.domains if over_domains else toy.steps
     if key not in PLAIN:
         PLAIN[key] = fingerprint(toy.train(build(name, **needs), toy.model(name), *steps))
     ours = PLAIN[key]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from everseg.data.writing import unfinished
 from everseg.errors import CheckpointError
 from everseg.labels import LabelSpace
 from everseg.runs import commit as checkpoint
@@ -40,6 +41,17 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
 def test_an_existing_folder_is_never_overwritten(tmp_path):
     first = _save(tmp_path / "a", 1.0)
     assert _save(tmp_path / "a", 2.0) == first
+
+
+def test_among_the_user_s_folders_none_is_taken_for_a_leftover(tmp_path):
+    (tmp_path / "a.tmp").mkdir()
+    (tmp_path / "a.tmp/mine").write_text("")
+    unfinished(tmp_path / "a").mkdir()
+    (unfinished(tmp_path / "a") / "of a killed process").write_text("")
+    save_folder(tmp_path / "a", {"model": {"w": torch.ones(1)}}, {}, among_others=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.tmp"]
+    assert (tmp_path / "a.tmp/mine").exists()
+    assert verify(tmp_path / "a")
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -7,6 +7,7 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 MOMENT = 60
@@ -46,16 +47,46 @@ def remove_leftovers(folder: Path) -> None:
                     path.unlink()
 
 
-def write_flushed(path: Path, data: bytes) -> None:
+def write_flushed(path: Path, data: bytes, *, rights: int = 0o666) -> None:
     """Write a new file and wait until the disk has it.
+
+    Args:
+        rights: who may use it, less what the user's mask takes away. They hold before anything is in it.
 
     Raises:
         OSError: it exists already, or the folder or disk does not allow it.
     """
-    with path.open("xb") as file:
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, rights)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def unfinished(folder: Path) -> Path:
+    """Where a folder that lies among the user's own is written until it is whole.
+
+    The user has nothing of this name, so a leftover of a killed process can be deleted: the name is always the same.
+
+    >>> unfinished(Path("models/v2")).name
+    '.v2.everseg.tmp'
+    """
+    return folder.with_name(f".{folder.name}.everseg.tmp")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in a block of this kind for the same folder. No file is left by it.
+
+    Where the system has no such locks (Windows, some network disks) it does not wait.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # until the descriptor is closed
+        yield
 
 
 def flush_folder(path: Path) -> None:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from everseg.data.writing import flush_folder, write_flushed
+from everseg.data.writing import flush_folder, unfinished, write_flushed
 from everseg.deploy.bundle import new_folder, open_bundle
 from everseg.display import Piece, Result, counted, size
 from everseg.errors import ConfigError
@@ -83,7 +83,7 @@ def page(
     contents |= {name: (folder / name).read_bytes() for name in RUNTIME}
     described = {"name": real_path(opened.path).name, "branches": list(files), "files": files}
     contents["page.json"] = json.dumps(described).encode()
-    temporary = out.with_name(out.name + ".tmp")
+    temporary = unfinished(out)
     with writing(out):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

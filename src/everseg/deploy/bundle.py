@@ -271,6 +271,7 @@ def write_bundle(
         parent=contents.parent,
         documents=documents,
         files=files,
+        among_others=True,
     )
     return open_bundle(out)
 
@@ -313,7 +314,7 @@ def write_reduced(bundle: Bundle, out: str | Path, reduce: Reduce, builder: Any 
         files[EXAMPLE] = example_script(about.form)
     documents = {Path(CLASSES).stem: about.document(), Path(LINEAGE).stem: lineage}
     files |= {CARD: card.encode(), **_files_of(reduced)}
-    save_folder(out, {}, documents, committed.parent, files)
+    save_folder(out, {}, documents, committed.parent, files, among_others=True)
     return open_bundle(out)
 
 

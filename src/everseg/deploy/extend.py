@@ -229,8 +229,10 @@ def extend(
         EversegError: as `run`.
     """
     if require_signature is not None:
-        signed(Path(bundle), require_signature)
+        digest = signed(Path(bundle), require_signature).digest
     source = open_bundle(bundle)
+    if require_signature is not None and source.digest != digest:
+        raise CheckpointError(f"{bundle} changed after its signature was checked; try again")
     target = Path(out) if out is not None else _next_name(source.path)
     edits = ClassEdits.of(drop, merge, rename)
     if data is None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from everseg.data.writing import unfinished
 from everseg.deploy.bundle import Bundle, new_folder, open_bundle
 from everseg.deploy.card import changed_text
 from everseg.display import UNDEFINED, Piece, Result, percent, table
@@ -140,7 +141,7 @@ def rollback(
     if out is None:
         return Rollback(found.path, found, False)
     target = new_folder(out)
-    part = target.with_name(f"{target.name}.tmp")
+    part = unfinished(target)
     shutil.rmtree(part, ignore_errors=True)
     try:
         shutil.copytree(found.path, part)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everseg.data.writing import flush_folder, write_flushed
+from everseg.data.writing import flush_folder, unfinished, write_flushed
 from everseg.deploy.bundle import CARD, EXAMPLE, Bundle, example_script, new_folder, open_bundle
 from everseg.display import Piece, Result, counted, in_percent, printable
 from everseg.errors import CheckpointError, ConfigError, EversegError, first_line
@@ -166,7 +166,7 @@ def pull(
     """
     repository, asked = _address(source)
     out = new_folder(out)
-    temporary = out.with_name(out.name + ".tmp")
+    temporary = unfinished(out)
     hub = _hub()
     with _told(repository):
         info = hub.HfApi(endpoint=_endpoint()).model_info(repository, revision=asked)

@@ -188,13 +188,29 @@ def _least_side(deployed: Deployed, channels: int) -> int:
     """The least side of an image that the exporter takes for general: more than one cell of the coarsest map.
 
     The exporter finds it by itself, too, but only by tracing the network a second time. Images may be smaller.
+
+    Returns:
+        0 if it cannot be told: the network takes whole cells (see `_places`), or no image of 128 x 128.
     """
-    if deployed.foreign:
+    if deployed.multiple is not None:
         return 0
-    side = 128
-    with torch.no_grad():
-        output = deployed.model(torch.zeros(1, channels, side, side), (deployed.branch,))[deployed.branch]
-    return side // output.features["encoder"].shape[-1] + 1
+    side, strides = 128, {1}
+
+    def see(_: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]:
+            strides.add(side // output.shape[2])
+
+    hooks = [one.register_forward_hook(see) for one in deployed.modules() if isinstance(one, nn.Conv2d)]
+    try:
+        with torch.no_grad():
+            deployed.model(torch.zeros(1, channels, side, side), (deployed.branch,))
+    except Exception:  # another library's network may refuse an image in any way
+        return 0
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # Maps of a few cells are pooled ones.
+    return 1 + max(stride for stride in strides if stride in (1, 2, 4, 8, 16, 32))
 
 
 def _reason(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from everseg.deploy.bundle import open_bundle
 from everseg.display import Piece, Result, counted
-from everseg.errors import ConfigError, some
+from everseg.errors import CheckpointError, ConfigError, some
 from everseg.runs import signature
 from everseg.runs.commit import MANIFEST, read_committed
 
@@ -98,8 +98,10 @@ def verify(bundle: str | Path, *, key: str | Path | None = None) -> Verified:
         ConfigError: the file holds no key, or the package `cryptography` is missing.
     """
     opened = open_bundle(bundle)
-    found = None if key is None else signature.require_signature(opened.path, key)
-    committed = read_committed(opened.path)
+    found = None if key is None else signature.key_fingerprint(key)
+    committed = read_committed(opened.path) if key is None else signature.require_signature(opened.path, key)
+    if committed.digest != opened.digest:
+        raise CheckpointError(f"{opened.path} changed while it was verified; try again")
     known = {MANIFEST, signature.FILE, *committed.files}
     others = sorted(path.name for path in opened.path.iterdir() if path.name not in known)
     notes = (f"not part of the bundle, and never read: {some(others, 8)}",) if others else ()

@@ -15,6 +15,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from everseg.data.class_colours import all_colours, palette, png
 from everseg.data.datasets.coco_shapes import packed_runs
+from everseg.display import counted
 from everseg.errors import ConfigError, DataError, some
 from everseg.files import real_path
 from everseg.labels import BACKGROUND, LabelSpace
@@ -118,8 +119,8 @@ class _Cvat:
         present = [i for i in np.unique(ids).tolist() if classes[i] in self.colours]
         if len(present) >= len(_OBJECT_COLOURS):
             raise ConfigError(
-                f"--format cvat: {name} shows {len(present)} classes, and the form holds {len(_OBJECT_COLOURS) - 1} "
-                "objects in an image; take --format coco"
+                f"--format cvat: {name} shows {counted(len(present), 'class')}, and the form holds "
+                f"{counted(len(_OBJECT_COLOURS) - 1, 'object')} in an image; take --format coco"
             )
         objects = np.zeros((len(classes), 3), np.uint8)
         objects[present] = _OBJECT_COLOURS[1 : len(present) + 1]

@@ -14,7 +14,7 @@ from torch import Tensor
 from everseg.data.batches.transforms import resize_nearest
 from everseg.errors import CheckpointError, ConfigError, first_line
 from everseg.labels import IGNORED
-from everseg.runs.commit import read_committed
+from everseg.runs.commit import Committed, read_committed
 from everseg.runs.model_folder import PRECISIONS, ModelFile, is_bundle, read_model_file
 from everseg.runs.place import what_is
 
@@ -38,8 +38,11 @@ class OnnxFiles:
         """The only size (H, W) that the graphs take; None = any."""
 
     @classmethod
-    def of_bundle(cls, path: Path, precision: str) -> OnnxFiles:
+    def of_bundle(cls, path: Path, precision: str, committed: Committed | None = None) -> OnnxFiles:
         """Open the files of a bundle. Their bytes are compared with its manifest as they are read.
+
+        Args:
+            committed: the bundle's manifest, if the caller has read it before.
 
         Raises:
             ConfigError: it is no bundle, has no file of that precision, or onnxruntime is missing.
@@ -49,12 +52,9 @@ class OnnxFiles:
             raise ConfigError(
                 f"--precision {precision}: {path} {what_is(path)}; the ONNX files are in a bundle (everseg export RUN)"
             )
-        about = read_model_file(path)
-        files, registry, committed = (
-            files_of(path, about, precision),
-            about.lasting_ids(path),
-            read_committed(path),
-        )
+        committed = committed or read_committed(path)
+        about = read_model_file(path, committed)
+        files, registry = files_of(path, about, precision), about.lasting_ids(path)
         sessions = {branch: session_of(committed.read(name), path / name) for branch, name in files.items()}
         return cls(sessions, {branch: registry.ids(space) for branch, space in about.spaces.items()})
 

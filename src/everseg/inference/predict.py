@@ -34,7 +34,7 @@ from everseg.models.model import SegmentationModel
 from everseg.progress import counting
 from everseg.runs.commit import verify, write_json
 from everseg.runs.input_form import InputForm
-from everseg.runs.model_folder import load_model
+from everseg.runs.model_folder import WEIGHTS, load_model, read_model_file
 from everseg.runs.place import model_folder_at
 from everseg.runs.run_folder import RunFolder
 from everseg.runs.signature import require_signature as signed
@@ -405,17 +405,21 @@ def load(
         ConfigError: there is no ONNX file of that precision.
     """
     path = Path(path)
-    if require_signature is not None:
-        signed(path, require_signature)
-    onnx = None if precision is None else OnnxFiles.of_bundle(path, precision)
+    # Everything is read through the manifest that was signed, so that nobody can change a file after the check.
+    committed = None if require_signature is None else signed(path, require_signature)
+    onnx = None if precision is None else OnnxFiles.of_bundle(path, precision, committed)
     folder = RunFolder(path)
-    if folder.is_begun:
+    if committed is None and folder.is_begun:
         index = folder.chosen_step(step)
         form = folder.about(index).form
         return kind(*folder.load_final(index, builder)[:2], form, folder.branch_of(index))
-    path = model_folder_at(path)
-    verify(path)
-    model, about = load_model(path, builder)
+    if committed is None:
+        path = model_folder_at(path)
+        verify(path)
+        model, about = load_model(path, builder)
+    else:
+        about = read_model_file(path, committed)
+        model, about = load_model(path, builder, about, committed.read(WEIGHTS), committed)
     loaded = kind(model, about.spaces, about.form, about.domains)
     loaded.path = path
     if onnx is not None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from everseg.config import presets
 from everseg.config.fields import RunConfig
+from everseg.data.writing import alone
 from everseg.display import Piece, Result, table
 from everseg.errors import CheckpointError, ConfigError, first_line, near_miss
 from everseg.files import UnreadableError, read_text
@@ -265,12 +266,19 @@ def _verify(one: Weights, folder: Path, files: list[Path]) -> None:
         CheckpointError: one differs.
         ConfigError: new ones cannot be written.
     """
+    digests = {}
+    for file in files:
+        with file.open("rb") as opened:
+            digests[file] = hashlib.file_digest(opened, "sha256").hexdigest()
+    with alone(folder):  # two calls may add their lines at the same time
+        _keep_sums(folder, digests, one)
+
+
+def _keep_sums(folder: Path, digests: Mapping[Path, str], one: Weights) -> None:
     before = _sums(folder / SUMS)
     kept = dict(before)
-    for file in files:
+    for file, digest in digests.items():
         name = str(file.relative_to(folder))
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
         published = one.checksum if file.suffix != ".json" else ""
         if not digest.startswith(published) or kept.setdefault(name, digest) != digest:
             expected = published if not digest.startswith(published) else kept[name]

@@ -1,8 +1,8 @@
 """Commit folders to disk, such as checkpoints and finished steps: a folder is whole and verified, or does not exist.
 
-A folder is first written as `X.tmp/`: its files, then the manifest with sizes and SHA-256. It is flushed to disk and
-then renamed to `X`. It is never overwritten. Only safetensors and JSON are read back, so loading never runs code from
-a file.
+A folder is first written as `X.tmp/` (`.X.everseg.tmp/` among the user's own folders): its files, then the manifest
+with sizes and SHA-256. It is flushed to disk and then renamed to `X`. It is never overwritten. Only safetensors and
+JSON are read back, so loading never runs code from a file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from everseg.data.writing import flush_folder, write_atomically, write_flushed
+from everseg.data.writing import flush_folder, unfinished, write_atomically, write_flushed
 from everseg.errors import CheckpointError, EversegError, some
 from everseg.files import MOST, UnreadableError, check_regular, json_of, read_regular, system_text
 from everseg.runs.shapes import COUNT, TEXT, Shape, entries, named, one, or_none, problems_of
@@ -145,6 +145,8 @@ def save_folder(
     documents: Mapping[str, Any],
     parent: str | None = None,
     files: Mapping[str, bytes | Callable[[], bytes]] | None = None,
+    *,
+    among_others: bool = False,
 ) -> str:
     """Commit a folder of safetensors and JSON files.
 
@@ -154,6 +156,7 @@ def save_folder(
         documents: file stem -> JSON value, saved as `<stem>.json`.
         parent: digest of the folder this one continues.
         files: file name -> bytes of any other files, or what makes them when they are written.
+        among_others: the folder lies among the user's own, which may be called `X.tmp` too.
 
     Returns:
         The digest (SHA-256 of the manifest). A folder that continues this one records it as `parent`.
@@ -161,7 +164,7 @@ def save_folder(
     Raises:
         CheckpointError: the disk is full or read-only, or permission is missing. Nothing half-written is left behind.
     """
-    temporary = folder.with_name(folder.name + ".tmp")
+    temporary = unfinished(folder) if among_others else folder.with_name(folder.name + ".tmp")
     with writing(folder):
         if (folder / MANIFEST).exists():
             return verify(folder)

@@ -177,6 +177,7 @@ def save_model(
     parent: str | None = None,
     documents: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes | Callable[[], bytes]] | None = None,
+    among_others: bool = False,
 ) -> str:
     """Commit a model folder, whole or not at all.
 
@@ -190,6 +191,7 @@ def save_model(
         parent: digest of the folder that this one continues.
         documents: file name without ending -> JSON value of a further file.
         files: file name -> bytes of any other file, or what makes them when they are written.
+        among_others: as for `save_folder`.
 
     Returns:
         The folder's digest.
@@ -209,6 +211,7 @@ def save_model(
         {FILE.removesuffix(".json"): about.document(), **(documents or {})},
         parent=parent,
         files=files,
+        among_others=among_others,
     )
 
 

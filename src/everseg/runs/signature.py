@@ -10,11 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from everseg.data.writing import write_flushed
+from everseg.data.writing import flush_folder, write_flushed
 from everseg.errors import CheckpointError, ConfigError, first_line
 from everseg.files import UnreadableError, read_regular
 from everseg.runs.commit import (
@@ -82,14 +81,15 @@ def signatures(folder: Path) -> list[dict[str, str]]:
     return entries
 
 
-def require_signature(folder: Path, key: str | Path) -> str:
+def require_signature(folder: Path, key: str | Path) -> Committed:
     """Check that a folder is signed with a key.
 
     Args:
         key: PEM file of the public key.
 
     Returns:
-        The fingerprint of the key.
+        The folder as the signed manifest describes it. What is read through it is what was signed, even if somebody
+        changes the folder in the meantime.
 
     Raises:
         CheckpointError: it is not signed, not with this key, or its manifest is another than the one that was signed.
@@ -115,7 +115,12 @@ def require_signature(folder: Path, key: str | Path) -> str:
             f"{folder} was changed after it was signed, or the signature is forged: it does not fit the files that the "
             f"manifest lists (key {key}, {wanted[:16]}). Do not use it; fetch it again"
         )
-    return wanted
+    return committed
+
+
+def key_fingerprint(key: str | Path) -> str:
+    """Fingerprint of the public key in a PEM file. Errors as `require_signature`."""
+    return fingerprint(_public(Path(key)))
 
 
 def new_key(private: Path, password: str | None = None) -> Path:
@@ -140,18 +145,18 @@ def new_key(private: Path, password: str | None = None) -> Path:
         else serialization.BestAvailableEncryption(password.encode())
     )
     with writing(private):
-        # Made for the owner alone, before anything is in it.
-        os.close(os.open(private, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        with private.open("wb") as file:
-            file.write(
-                made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-            )
+        write_flushed(
+            private,
+            made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption),
+            rights=0o600,
+        )
         write_flushed(
             public,
             made.public_key().public_bytes(
                 serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
             ),
         )
+        flush_folder(private.parent)
     return public
 
 
