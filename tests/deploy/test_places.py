@@ -25,9 +25,11 @@ from everseg.models.branch_choice import features_of, infer_branch
 from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
 from everseg.progress import Progress
+from everseg.reports.extension import NOT_MEASURED, Told, kept_rows
 from everseg.runs.commit import load_tensors
 from everseg.runs.model_edits import own_norms, with_branch, with_own_norms
 from everseg.runs.model_folder import load_model
+from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
 
@@ -249,6 +251,13 @@ def test_the_next_steps_name_the_place(two_branches, old_data, new_data, tmp_pat
         for branch in ("default", "line")
     ]
     assert told["share"] <= min(np.mean(shares[0]), 1.0) + 1e-9
+    # the report tells of each branch, not of the trained one alone
+    results = Results(RunFolder(Path("runs/next")))
+    rows = kept_rows(Told.of(results, next(iter(results.steps[-1].scores))))
+    assert {(row["branch"], row["class"]) for row in rows} >= {("default", "green"), ("line", "red")}
+    (red,) = [row for row in rows if (row["branch"], row["class"]) == ("line", "red")]
+    assert red["kept"] == NOT_MEASURED or red["IoU before"] is not None
+    assert "branches keep" in everseg.report("runs/next").path.read_text()
     config = RunFolder(Path("runs/next")).config()
     assert (config.scenario.domain, config.scenario.branch, config.method.name) == (
         "line",
