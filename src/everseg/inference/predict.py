@@ -366,8 +366,8 @@ class LoadedModel:
             # Outputs that are no class are read inside of the graph, so only its mask is complete.
             if windows is not None:
                 raise ConfigError(
-                    "--precision: this model predicts by windows, and its readout needs outputs that an ONNX file "
-                    "keeps to itself; leave --precision out"
+                    "--precision: this model predicts window by window and combines outputs that an ONNX file does "
+                    "not give; leave --precision out"
                 )
             return self.onnx.ids(image, branch, size)
         if windows is not None:
