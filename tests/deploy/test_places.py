@@ -164,6 +164,7 @@ def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, old_data, call):
     split = everseg.load(at)
     assert red["before"] is not None
     assert [one["name"] for one in told["taught"]] == ["forklift"]
+    must_say(call("history", "bundle-v2")[1], "forklift (dusk)")
     # the model takes the name, and each branch predicts its own
     model = everseg.load("bundle-v2")
     image = picture(40, 40)
