@@ -13,8 +13,8 @@ from PIL import Image
 from untrained import picture
 
 import everseg
+from everseg.deploy.asked import Asked, Place
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
-from everseg.deploy.extend import Place, _Asked
 from everseg.deploy.precisions import trials_of_run
 from everseg.errors import ConfigError
 from everseg.labels import LabelSpace
@@ -222,14 +222,14 @@ def test_the_nearest_branch_is_the_one_that_labels_the_new_images_best(two_branc
     source, told = open_bundle(two_branches), Progress(quiet=True)
 
     def place(data: Path, *wanted: object) -> Place:
-        return _Asked(source, data, (), None, None, changes, None).at(*wanted, told).place
+        return Asked(source, data, (), None, None, changes, None).at(*wanted, told).place
 
     assert place(old_data, "dusk", None, False) == Place("dusk", "dusk", "default")
     assert place(old_data, "dusk", "line", False) == Place("dusk", "dusk", "line")
     assert place(old_data, "dusk", None, True) == Place("dusk", "default")
     # a method with options that no other one has
     changes = ("data.workers=0", "method.kl=probabilities")
-    asked = _Asked(source, old_data, (), "mdil", None, changes, None).at("dusk", None, False, told)
+    asked = Asked(source, old_data, (), "mdil", None, changes, None).at("dusk", None, False, told)
     assert asked.place == Place("dusk", "dusk", "default")
     assert asked.overrides == changes
     green = (
