@@ -123,6 +123,9 @@ def test_pixels_in_chromium_are_python_s(served: tuple[Path, str], tmp_path: Pat
         browser.choose_file("#file", PICTURE)
         browser.wait('!document.getElementById("canvas").hidden')
         assert browser.script('document.querySelectorAll("#legend tr").length') >= 2
+        # Each class has its colour before its name, large enough to be seen.
+        wide = 'Math.min(...[...document.querySelectorAll("#legend th i")].map((one) => one.offsetWidth))'
+        assert browser.script(wide) >= 16
         assert browser.script('document.getElementById("error").hidden')
         assert browser.console == []
         assert {urlsplit(one).netloc for one in browser.requests if one.startswith("http")} == {

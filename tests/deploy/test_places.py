@@ -9,15 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy
 from PIL import Image
 from untrained import picture
 
 import everseg
+from everseg.deploy import export as export_module
 from everseg.deploy.asked import Asked, Place
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
+from everseg.deploy.feature_sketch import as_inputs
 from everseg.deploy.precisions import trials_of_run
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, DataError
 from everseg.labels import LabelSpace
+from everseg.models.branch_choice import features_of, infer_branch
 from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
 from everseg.progress import Progress
@@ -38,6 +42,10 @@ def at(tmp_path, monkeypatch, deployed) -> Path:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(deployed, tmp_path / "bundle")
     return tmp_path / "bundle"
+
+
+def run_of(deployed: Path) -> Path:
+    return next(deployed.parent.glob("*/run.json")).parent
 
 
 @pytest.fixture(scope="session")
@@ -170,6 +178,49 @@ def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, old_data, call):
     image = picture(40, 40)
     assert np.array_equal(model.predict(image, branch="default").ids, split.predict(image).ids)
     assert model.predict(image, branch="dusk").ids.shape == (40, 40)
+
+
+def test_an_image_of_an_unknown_place_finds_a_branch_after_an_extension(deployed, old_data, tmp_path, call):
+    """The export of the only branch has kept what the choice compares, where branches share the norms."""
+    named = [f"data.dataset={toy.HERE}"]
+    bundle = everseg.export(run_of(deployed), tmp_path / "one", onnx=False, overrides=named).path
+    new = (
+        "--domain",
+        "dusk",
+        "--how",
+        "quick",
+        "-o",
+        tmp_path / "two",
+        "model.options.per_branch=head",
+        *FEW[:-1],
+    )
+    code, _, err = call("extend", bundle, "--data", old_data, *new, "--no-onnx", "train.max_iterations=1")
+    assert code == 0, err
+    one, two = everseg.load(bundle), everseg.load(tmp_path / "two")
+    seen = two.model.domain_statistics
+    assert {branch: found.count for branch, found in seen.items()} == {"default": 24, "dusk": 12}
+    images = [toy.build().splits["train"].read(index)[0] for index in range(24)]
+    of_each = torch.cat([features_of(one.model, image) for image in as_inputs(images, one.form)])
+    torch.testing.assert_close(seen["default"].mean, of_each.mean(0))
+    torch.testing.assert_close(seen["default"].covariance, of_each.T.cov(correction=0))
+    assert two.predict(images[0], infer_domain=True).branch in ("default", "dusk")
+
+
+def test_an_export_without_the_images_does_without_statistics(deployed, tmp_path, monkeypatch):
+    """They need a choice only later; what is told then says the way out."""
+
+    def gone(*_: object) -> None:
+        raise DataError("gone")
+
+    monkeypatch.setattr(export_module, "shown_in_training", gone)
+    named = [f"data.dataset={toy.HERE}"]
+    model = everseg.load(
+        everseg.export(run_of(deployed), tmp_path / "bundle", onnx=False, overrides=named).path
+    ).model
+    assert model.domain_statistics == {}
+    with pytest.raises(ConfigError) as caught:
+        infer_branch(model, torch.zeros(1, 3, 32, 32))
+    must_say(caught.value, "default", "export")
 
 
 def test_the_next_steps_name_the_place(two_branches, old_data, new_data, tmp_path, monkeypatch, call):

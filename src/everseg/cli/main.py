@@ -209,6 +209,12 @@ def predict(
             metavar="FORM", help="masks, or for labelling tools and maps: cvat, coco, labelstudio, geotiff."
         ),
     ] = "masks",
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=64, metavar="PIXELS", help="See large images through windows of this side; bounds memory."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -227,6 +233,7 @@ def predict(
         precision=precision,
         require_signature=require_signature,
         format=format,
+        window=window,
         quiet=quiet or as_json,
     )
     give(written, as_json)

@@ -64,7 +64,8 @@ def page(
     problems = []
     if about.form.channels is not None:
         problems.append(
-            f"{bundle}: the model sees {counted(len(about.form.channels), 'channel')}, and a browser shows three"
+            f"{bundle}: the model sees {counted(len(about.form.channels), 'channel')}, and a browser shows three; use "
+            "everseg predict"
         )
     folder = Path(runtime)
     folder = folder / "dist" if (folder / "dist").is_dir() else folder

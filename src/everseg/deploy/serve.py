@@ -109,7 +109,7 @@ class Server(HttpServer):
             raise ConfigError(f"serve shows one or two bundles, not {len(bundles)}")
         if not timeout > 0:  # NaN is not either
             raise ConfigError(
-                f"timeout: {timeout}; give the seconds that one prediction may take, more than 0"
+                f"timeout: expected the seconds that one prediction may take, more than 0, got {timeout}"
             )
         if workers < 1 or (workers > 1 and builder is not None):
             raise ConfigError(

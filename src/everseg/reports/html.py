@@ -292,7 +292,7 @@ def _add_extension(result: page.Page, results: Results) -> None:
             part.steps = part.shown_steps = []
         if one.hidden or one.step.others:
             # Pixels without a label may show old classes: only what the new classes are taken for is known.
-            part.charts = figures.flow_charts(track, part.key, [new.name for new in one.taught])
+            part.charts = figures.flow_charts(track, part.key, result.words, [new.name for new in one.taught])
             part.confusion, part.counts = None, []
             part.images = part.class_images = []
 
@@ -346,7 +346,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     task = ("explicit steps" if not isinstance(scenario.task, str) else scenario.task) if not domains else ""
     facts = [
         ("kind of run", str(kind)),
-        ("method", _method(config.method.name, scenario)),
+        ("method", config.method.name),
         ("data", ", ".join(results.in_order(domains)) if domains else config.data.dataset),
         ("task", task),
         ("protocol", "" if domains or kind in (Kind.FIRST, Kind.REFINEMENT) else scenario.protocol),
@@ -467,7 +467,7 @@ def _part(
     charts = [
         figures.steps_chart(track, f"{key}-steps"),
         figures.classes_chart(track, f"{key}-classes", WORDS[kind], joint=bound, before=before),
-        *figures.flow_charts(track, key),
+        *figures.flow_charts(track, key, WORDS[kind]),
     ]
     rows = numbers.step_rows(track)
     return page.Part(
@@ -484,6 +484,8 @@ def _part(
         turns=numbers.turn_rows(track),
         counts=numbers.count_rows(track),
         confusion=numbers.confusion(track),
+        parted=not WORDS[kind].together and len(track.space.groups) > 1,
+        counts_background=track.counts_background,
         images=numbers.image_rows(images),
         class_images=numbers.class_image_rows(images, track),
         charts=[chart for chart in charts if chart is not None],
