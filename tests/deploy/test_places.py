@@ -15,8 +15,8 @@ from untrained import picture
 
 import everseg
 from everseg.deploy import export as export_module
+from everseg.deploy.asked import Asked, Place
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
-from everseg.deploy.extend import Place, _Asked
 from everseg.deploy.feature_sketch import as_inputs
 from everseg.deploy.precisions import trials_of_run
 from everseg.errors import ConfigError, DataError
@@ -172,6 +172,7 @@ def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, old_data, call):
     split = everseg.load(at)
     assert red["before"] is not None
     assert [one["name"] for one in told["taught"]] == ["forklift"]
+    must_say(call("history", "bundle-v2")[1], "forklift (dusk)")
     # the model takes the name, and each branch predicts its own
     model = everseg.load("bundle-v2")
     image = picture(40, 40)
@@ -272,14 +273,14 @@ def test_the_nearest_branch_is_the_one_that_labels_the_new_images_best(two_branc
     source, told = open_bundle(two_branches), Progress(quiet=True)
 
     def place(data: Path, *wanted: object) -> Place:
-        return _Asked(source, data, (), None, None, changes, None).at(*wanted, told).place
+        return Asked(source, data, (), None, None, changes, None).at(*wanted, told).place
 
     assert place(old_data, "dusk", None, False) == Place("dusk", "dusk", "default")
     assert place(old_data, "dusk", "line", False) == Place("dusk", "dusk", "line")
     assert place(old_data, "dusk", None, True) == Place("dusk", "default")
     # a method with options that no other one has
     changes = ("data.workers=0", "method.kl=probabilities")
-    asked = _Asked(source, old_data, (), "mdil", None, changes, None).at("dusk", None, False, told)
+    asked = Asked(source, old_data, (), "mdil", None, changes, None).at("dusk", None, False, told)
     assert asked.place == Place("dusk", "dusk", "default")
     assert asked.overrides == changes
     green = (

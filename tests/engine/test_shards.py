@@ -23,7 +23,7 @@ from saying import must_say
 
 def configured(out: Path, shard: bool, **train: Any) -> dict[str, Any]:
     """Two steps of a few iterations with a teacher, dropout and a moving average on a network with attention."""
-    few = {"epochs": 1, "epochs_next": 1, "checkpoint_every": 2, "max_iterations": 3}
+    few = {"epochs": 1, "epochs_next": 1, "checkpoint_every": 1, "max_iterations": 2}
     config = settings(out, data={"options": {"train": 12, "val": 2}}, train={**few, "shard": shard, **train})
     encoder = {**SEGFORMER["options"]["config"], "drop_path_rate": 0.3, "hidden_dropout_prob": 0.2}
     config["method"] = {"name": f"{Path(__file__).with_name('telling_method.py')}:Telling"}
@@ -57,7 +57,7 @@ def test_shards_give_the_checkpoints_and_results_of_whole_models_and_either_cont
 ):
     need_transformers()
     more = {"ema": 0.9, "clip_norm": 1.0, "accumulate": 2}
-    at = At("iteration", 2)
+    at = At("iteration", 1)
     for name, shard in (("whole", False), ("cut", True)):
         codes = ranks(configured(tmp_path / name, shard, **more), 2, at=at)
         assert codes == [-signal.SIGKILL] * 2

@@ -117,6 +117,7 @@ class Cut:
     ) -> None:
         self.model, self.optimizer, self.accelerator = model, optimizer, accelerator
         self._exchanges = True
+        model.zero_grad()
         model.to("cpu")
         self.module = copy.deepcopy(model)
         cut(self.module, accelerator)
@@ -203,6 +204,24 @@ class Cut:
             yield
         finally:
             self._exchange(True)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def explained() -> Iterator[None]:
+        """Turn PyTorch's error about shards among whole tensors into a sentence.
+
+        Raises:
+            ConfigError: the method computes with single weights.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if "DTensor" not in str(error):
+                raise
+            raise ConfigError(
+                "train.shard: the method computes with single weights of the network, and each process holds a part "
+                "of them only; leave train.shard out"
+            ) from error
 
     def _exchange(self, on: bool) -> None:
         self._exchanges = on

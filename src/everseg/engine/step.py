@@ -652,10 +652,11 @@ class StepJob:
             set_learning_rate(phase.optimizer, lr)
             check = guard.watch(iteration, batch.ids)
             clip = partial(guard.clip, limit, iteration, batch.ids) if limit is not None else lambda: None
-            logged = train_batch(
-                phase.trained, batch, ctx, phase.prepared, backward, check,
-                parts=config.train.accumulate, alone=phase.alone, clip=clip,
-            )  # fmt: skip
+            with nullcontext() if phase.cut is None else phase.cut.explained():
+                logged = train_batch(
+                    phase.trained, batch, ctx, phase.prepared, backward, check,
+                    parts=config.train.accumulate, alone=phase.alone, clip=clip,
+                )  # fmt: skip
             if phase.average is not None:
                 phase.average.update(phase.model)
             recent[batch.branch] = logged
