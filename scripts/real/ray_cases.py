@@ -237,11 +237,13 @@ class Bench:
                 )  # fmt: skip
 
         try:
-            node(own)
-            self.until("a head node", lambda: self._alive(port, 1, ray))
-            for number in range(workers):
-                node((*self._node, f"--address=127.0.0.1:{port}", "--num-cpus=1"))
-                self.until("a worker node", lambda count=number + 2: self._alive(port, count, ray))
+            for number in range(workers + 1):
+                node(own if not number else (*self._node, f"--address=127.0.0.1:{port}", "--num-cpus=1"))
+                self.until(
+                    f"node {number} of the cluster",
+                    lambda count=number + 1: nodes[-1].poll() is not None or self._alive(port, count, ray),
+                )
+                check(nodes[-1].poll() is None, f"`ray start` gave up: {log.read_text()[-600:]}")
             self.address = f"127.0.0.1:{port}"
             yield [process.pid for process in nodes[1:]]
         finally:

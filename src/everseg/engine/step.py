@@ -318,7 +318,8 @@ class StepJob:
             gathering.run(ctx, self.bad, held, after_training=phase is not None)
             self.raw = gathering.raw
         switches.finish(self.method, ctx)
-        if self.config.data.domains or self.model.domain_statistics:
+        # A run that keeps to one domain asks for no choice; where its model is extended, the bundle holds statistics.
+        if self.config.data.domains or self.config.scenario.domain or self.model.domain_statistics:
             measure_domains(
                 self.model, [view for view in self.views if not view.memory], self.config.data, self.accelerator,
                 batch=self.config.train.eval_batch, note=self.bad.note,
