@@ -83,10 +83,14 @@ def test_what_reads_whole_weights_is_refused_with_everything_else_before_anythin
     must_say("".join(capfd.readouterr()), "note: train.shard", "process")  # one has nothing to share
 
 
-@pytest.mark.parametrize(("key", "value"), [("precision", "fp16"), ("sync_norm", True)])
-def test_what_knows_no_shards_is_refused(key, value):
-    config = load(train={"shard": True, key: value})
-    (problem,) = unfit_for_shards(config.train, "ft", reads_gradients=False)
-    must_say(problem, "train.shard", str(value).lower() if key == "precision" else "train.sync_norm=false")
+@pytest.mark.parametrize(
+    ("train", "fact", "domains"),
+    [({"precision": "fp16"}, "fp16", False), ({"sync_norm": True}, "train.sync_norm=false", False),
+     ({}, "domains", True)],
+)  # fmt: skip
+def test_what_knows_no_shards_is_refused(train, fact, domains):
+    config = load(train={"shard": True, **train})
+    (problem,) = unfit_for_shards(config.train, "ft", reads_gradients=False, domains=domains)
+    must_say(problem, "train.shard", fact)
     whole = config.train.model_copy(update={"shard": False})
-    assert unfit_for_shards(whole, "ft", reads_gradients=True) == []
+    assert unfit_for_shards(whole, "ft", reads_gradients=True, domains=True) == []

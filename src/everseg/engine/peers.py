@@ -283,12 +283,13 @@ def refuse_sharding(environment: Mapping[str, str]) -> None:
             )
 
 
-def unfit_for_shards(train: TrainConfig, method: str, *, reads_gradients: bool) -> list[str]:
+def unfit_for_shards(train: TrainConfig, method: str, *, reads_gradients: bool, domains: bool) -> list[str]:
     """List what `train.shard` cannot be combined with, each as a sentence.
 
     Args:
         method: its name.
         reads_gradients: whether the method reads them in every iteration.
+        domains: whether the run is over domains.
     """
     if not train.shard:
         return []
@@ -298,6 +299,11 @@ def unfit_for_shards(train: TrainConfig, method: str, *, reads_gradients: bool) 
     if train.sync_norm:
         problems.append(
             "train.shard: norms that are synchronised over processes are not cut; set train.sync_norm=false"
+        )
+    if domains:
+        problems.append(
+            "train.shard: a run over domains is not cut, because its weights were not those of the whole network in "
+            "trials; leave train.shard out"
         )
     if reads_gradients:
         problems.append(

@@ -189,7 +189,12 @@ def _check_plan(
     # What the method says of the whole run, the trial of a single step only repeats.
     refused = [problem for problem in refused if not any(problem.endswith(one) for one in unfit)]
     problems = [*refused, *problems, *unfit]
-    problems += unfit_for_shards(config.train, config.method.name, reads_gradients=method.reads_gradients)
+    problems += unfit_for_shards(
+        config.train,
+        config.method.name,
+        reads_gradients=method.reads_gradients,
+        domains=bool(config.data.domains),
+    )
     if problems := [
         *problems,
         *_unfit_material(config.scenario.memory, config.method.name, method, prepared, todo),
