@@ -133,7 +133,10 @@ def _connect(engine: Any, over: threading.Event) -> None:
     begun.wait(_START)
     where = f"the cluster at {address} ({source})" if address else "Ray on this machine"
     if not begun.is_set():
-        raise ConfigError(f"--ray: {where} was not ready within {_START:.0f} seconds; `ray status` says more")
+        token = "a cluster that asks for a token needs RAY_AUTH_MODE=token here; " if address else ""
+        raise ConfigError(
+            f"--ray: {where} was not ready within {_START:.0f} seconds; {token}`ray status` says more"
+        )
     if failure:
         raise ConfigError(f"--ray: {_said(str(failure[0]), where)}") from None
 
