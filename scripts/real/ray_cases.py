@@ -121,7 +121,9 @@ class Bench:
     def environment(self, **changes: str) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         address = {"RAY_ADDRESS": self.address} if self.address else {}
-        return {**kept, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **address, **changes}
+        # Ray that starts on this machine else leaves a token in the home folder, and later clusters then ask for it.
+        own = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+        return {**kept, **own, **address, **changes}
 
     def start(self, *words: str, **changes: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -237,11 +239,13 @@ class Bench:
                 )  # fmt: skip
 
         try:
-            node(own)
-            self.until("a head node", lambda: self._alive(port, 1, ray))
-            for number in range(workers):
-                node((*self._node, f"--address=127.0.0.1:{port}", "--num-cpus=1"))
-                self.until("a worker node", lambda count=number + 2: self._alive(port, count, ray))
+            for number in range(workers + 1):
+                node(own if not number else (*self._node, f"--address=127.0.0.1:{port}", "--num-cpus=1"))
+                self.until(
+                    f"node {number} of the cluster",
+                    lambda count=number + 1: nodes[-1].poll() is not None or self._alive(port, count, ray),
+                )
+                check(nodes[-1].poll() is None, f"`ray start` gave up: {log.read_text()[-600:]}")
             self.address = f"127.0.0.1:{port}"
             yield [process.pid for process in nodes[1:]]
         finally:
@@ -261,7 +265,7 @@ class Bench:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
             done = subprocess.run([python, "-c", code, f"127.0.0.1:{port}"], capture_output=True, text=True,
-                                  check=False, timeout=60, cwd=self.elsewhere)  # fmt: skip
+                                  check=False, timeout=60, cwd=self.elsewhere, env=self.environment())  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):
             return False
         return done.stdout.strip() == str(count)

@@ -448,7 +448,7 @@ class FakeRay(types.SimpleNamespace):
 
     def __init__(self, **changes: Any) -> None:
         super().__init__(is_initialized=lambda: False, init=self._init, remote=self._remote, cancel=self._cancel,
-                         shutdown=lambda: None, nodes=lambda: self.cluster, cloudpickle=self)  # fmt: skip
+                         shutdown=self._shutdown, nodes=lambda: self.cluster, cloudpickle=self)  # fmt: skip
         self.asked: list[dict[str, Any]] = []
         self.given: list[tuple[Any, ...]] = []
         self.cancelled: list[Any] = []
@@ -456,6 +456,7 @@ class FakeRay(types.SimpleNamespace):
                         {"Alive": False, "NodeManagerAddress": "10.0.0.8", "Resources": {"CPU": 64.0}}]  # fmt: skip
         self.dying: set[str] = set()
         self.failure: BaseException | None = None
+        self.starter = threading.main_thread()
         self.pool = ThreadPoolExecutor(4)
         vars(self).update(changes)
 
@@ -464,8 +465,13 @@ class FakeRay(types.SimpleNamespace):
 
     def _init(self, **_: Any) -> None:
         self.handler = signal.getsignal(signal.SIGTERM)
+        self.starter = threading.current_thread()
         if self.failure:
             raise self.failure
+
+    def _shutdown(self) -> None:
+        # With the thread that started them, the kernel ends the processes that Ray has started on this machine.
+        self.lived = self.starter.is_alive()
 
     def _cancel(self, reference: Any, *, force: bool) -> None:
         self.cancelled.append((reference, force))
@@ -507,6 +513,9 @@ def test_ray_gets_the_runs_as_tasks_with_all_that_they_need(
     assert {row.state for row in done.runs} == {"finished"}
     assert sorted(fake.trained) == ["demo-ft-s0", "demo-ft-s1"]
     assert fake.most >= 2
+    assert engine.lived
+    engine.starter.join(10)
+    assert not engine.starter.is_alive()
     assert engine.asked[0] == {"num_cpus": 1, "num_gpus": 0.0, "max_retries": 0}
     command, threads, places = engine.given[0]
     assert (Path(command[0]).is_absolute(), threads) == (True, 1)

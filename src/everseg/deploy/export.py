@@ -9,17 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import config_hash, to_json
 from everseg.deploy.bundle import Bundle, Contents, new_folder, open_bundle, write_bundle, write_reduced
-from everseg.deploy.feature_sketch import renewed
+from everseg.deploy.feature_sketch import as_inputs, renewed
 from everseg.deploy.memory import bundled_memory
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.precisions import MAX_DROP, Trial, asked_precisions, reducer, trials_of, trials_of_run
-from everseg.deploy.trial_images import SKETCHED, generated, images_of, images_of_run, shown_in_tests
+from everseg.deploy.trial_images import (
+    SKETCHED,
+    generated,
+    images_of,
+    images_of_run,
+    shown_in_tests,
+    shown_in_training,
+)
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import LabelSpace
+from everseg.models.branch_choice import features_of, needs_statistics
+from everseg.models.domain_statistics import statistics_of
 from everseg.models.model import SegmentationModel
 from everseg.runs import command
 from everseg.runs.commit import load_tensors, parent_of, verify
@@ -51,6 +62,8 @@ RECIPE: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Settings that the next step takes over by default."""
+MEASURED = 64
+"""Training images that a branch is measured on at the export. Of CamVid's 305 by day as many choose as well as all."""
 
 
 def export(
@@ -127,8 +140,10 @@ def export(
         require_onnx()
     if is_run:
         folder = RunFolder(path)
-        contents = of_run(folder, folder.chosen_step(step), builder, memory=memory)
+        index = folder.chosen_step(step)
+        contents = of_run(folder, index, builder, memory=memory)
         contents.sketch = sketch_of_run(folder, contents, overrides)
+        _measure_branches(folder, index, contents, overrides)
     elif memory:
         raise ConfigError("--memory: a model folder does not say what its masks mean; give the run's folder")
     else:
@@ -284,6 +299,31 @@ def sketch_of_run(
     for key, each in shown.items():
         images.setdefault(branch_of.get(key, only), []).extend(each)
     return partial(_renewed, contents.model, contents.spaces, images, contents.form, before, old)
+
+
+def _measure_branches(folder: RunFolder, index: int, contents: Contents, overrides: Sequence[str]) -> None:
+    """Measure what the training images of branches look like where the run has not.
+
+    A run of one branch needs no choice, and does not spend time on it. But the bundle may be extended to a new domain
+    when these images are gone, and then the choice needs statistics of both.
+    """
+    model = contents.model
+    if not needs_statistics(model):
+        return
+    found: dict[str, list[Tensor]] = {}
+    try:
+        branch_of = folder.branch_of(index)
+        for key, images in shown_in_training(folder, overrides, MEASURED).items():
+            # A data set without domains goes by a name of its own. A domain of later steps has no branch yet.
+            branch = branch_of.get(key, model.branches[0] if len(model.branches) == 1 else "")
+            if branch in model.branches and branch not in model.domain_statistics:
+                features = (features_of(model, image) for image in as_inputs(images, contents.form))
+                found.setdefault(branch, []).extend(features)
+    except (ConfigError, DataError):  # the images are elsewhere: the bundle does without
+        return
+    model.domain_statistics |= {
+        branch: statistics_of(torch.cat(each)) for branch, each in found.items() if each
+    }
 
 
 def _renewed(

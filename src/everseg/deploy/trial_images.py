@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,9 +46,19 @@ def shown_in_tests(
     """
     config = stored_config(folder, overrides, kinds=("dataset",))
     datasets = open_datasets(config.data)
-    return {
-        key: _test_images(dataset, config.scenario.test_split, number) for key, dataset in datasets.items()
-    }
+    return {key: [*_images(dataset, config.scenario.test_split, number)] for key, dataset in datasets.items()}
+
+
+def shown_in_training(
+    folder: RunFolder, overrides: Sequence[str], number: int
+) -> dict[str, Iterator[np.ndarray]]:
+    """Read some evenly spread training images of a run, one by one: domain, or name of the one data set -> its images.
+
+    Raises:
+        ConfigError, DataError: the data cannot be read; of an image when its turn comes.
+    """
+    config = stored_config(folder, overrides, kinds=("dataset",))
+    return {key: _images(dataset, "train", number) for key, dataset in open_datasets(config.data).items()}
 
 
 def images_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> tuple[list[np.ndarray], str]:
@@ -80,11 +90,12 @@ def generated(channels: Channels | None = None) -> tuple[list[np.ndarray], str]:
     return [split.read(i)[0] for i in range(FEW)], text
 
 
-def _test_images(dataset: Dataset, name: str, number: int) -> list[np.ndarray]:
+def _images(dataset: Dataset, name: str, number: int) -> Iterator[np.ndarray]:
     if name not in dataset.splits:
         raise DataError(f"data set '{dataset.name}' has no split '{name}'")
     split = dataset.splits[name]
-    return [split.read(index)[0] for index in spread(range(len(split)), number)]
+    for index in spread(range(len(split)), number):
+        yield split.read(index)[0]
 
 
 def spread(items: Sequence[T], number: int = FEW) -> list[T]:

@@ -113,10 +113,10 @@ def _feature_distances(model: SegmentationModel, image: Tensor, names: Sequence[
     missing = [name for name in names if name not in known]
     if missing or not names:
         raise ConfigError(
-            "the branch cannot be found from the image: the model has no batch norms of its own for each "
-            "branch, and no "
-            f"statistics of features are stored for {', '.join(missing) or 'it'}; name the branch (--domain), or train "
-            "the domains again with this everseg"
+            "the branch cannot be found from the image: the model has no batch norms of its own for each branch, and "
+            f"no statistics of features are stored for {', '.join(missing) or 'it'}; name the branch (--domain). A run "
+            "over domains stores them, and so does an export with the training images at hand: export again with this "
+            "everseg, and extend that bundle"
         )
     features = features_of(model, image)
     if features.shape[1] != len(known[names[0]].mean):

@@ -174,12 +174,13 @@ def compensated(model: nn.Module) -> list[Compensated]:
 
 
 def forget_eps(model: SegmentationModel) -> None:
-    """Set eps of the merged norms to 0, as the authors' code does in memory after a merge.
+    """Set eps of the merged norms to nothing, as the authors' code does in memory after a merge.
 
     Their files do not hold it: a model read from disk has 1e-5 again, and so multiplies the merged convolution's output
     by sqrt(1 + 1e-5) with norm "iabn". So do models of ours, and those after `recall_eps`.
     """
-    _set_eps(model, lambda new: 0.0)
+    # They set 0, which PyTorch 2.11 refuses. Beside a variance of 1, and beside a weight, this is 0 to the bit.
+    _set_eps(model, lambda new: torch.finfo(torch.float32).tiny)
 
 
 def recall_eps(model: SegmentationModel) -> None:

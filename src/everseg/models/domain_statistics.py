@@ -42,6 +42,13 @@ class DomainStatistics:
         return DomainStatistics(count, self.mean + share * gap, covariance + between)
 
 
+def statistics_of(features: Tensor) -> DomainStatistics:
+    """Statistics of the features of a branch's images, (N, D) float64, N >= 1."""
+    mean = features.mean(dim=0)
+    centred = features - mean
+    return DomainStatistics(len(features), mean, centred.T @ centred / len(features))
+
+
 def pool(map: Tensor) -> Tensor:
     """Features of each image: the mean and the deviation of each of a map's channels.
 

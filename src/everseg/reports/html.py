@@ -285,6 +285,7 @@ def _add_extension(result: page.Page, results: Results) -> None:
     result.sentence = extension.sentence(told[0])
     result.cards = extension.cards(told[0])
     result.notes += extension.notes(told[0], results.config.method.name)
+    result.parts[0].branches = extension.kept_rows(told[0])
     for part, one, track in zip(result.parts, told, results.tracks, strict=True):
         part.taught, part.compared = numbers.taught_rows(one.taught), extension.rows(one)
         if one.hidden or one.step.others or not one.taught:
@@ -533,7 +534,7 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
         found |= {f"{stem}steps": part.steps, f"{stem}step-matrix": part.matrix,
                   f"{stem}step-matrix-no-background": part.matrix_plain,
                   f"{stem}new-classes": part.taught, f"{stem}before-after": part.compared,
-                  f"{stem}forgetting": part.groups,
+                  f"{stem}branches": part.branches, f"{stem}forgetting": part.groups,
                   f"{stem}confusion-rises": part.turns,
                   f"{stem}confusion-counts": part.counts,
                   f"{stem}images": part.images, f"{stem}images-per-class": part.class_images,

@@ -104,6 +104,8 @@ class Part:
     """The columns of `groups` that the page shows."""
     compared: Rows = field(default_factory=list)
     """The deployed model and its extension on the new images, class by class; [] in other runs."""
+    branches: Rows = field(default_factory=list)
+    """What is left of each branch that the deployed model had; [] unless the model has several."""
     confusion: Confusion | None = None
     """The confusion matrix after the last step; None with a single class."""
     joint: str = ""

@@ -59,10 +59,10 @@ def ray(
         engine = importlib.import_module("ray")
     except ImportError:
         raise ConfigError("--ray needs Ray: pip install 'everseg[ray]'") from None
-    ours = not engine.is_initialized()
+    ours, over = not engine.is_initialized(), threading.Event()
     try:
         if ours:
-            _connect(engine)
+            _connect(engine, over)
         # Only now: Ray's core takes SIGTERM for itself while it starts, and would end this process with a core dump.
         with stopping():
             nodes = [node for node in engine.nodes() if node.get("Alive", True)]
@@ -96,10 +96,14 @@ def ray(
     finally:
         if ours:
             engine.shutdown()
+        over.set()
 
 
-def _connect(engine: Any) -> None:
+def _connect(engine: Any, over: threading.Event) -> None:
     """Reach the cluster (RAY_ADDRESS, or the one started on this machine), or start one here.
+
+    Args:
+        over: set when nobody needs Ray any more.
 
     Raises:
         ConfigError: nobody answers there, the versions differ, or Ray cannot start.
@@ -111,6 +115,7 @@ def _connect(engine: Any) -> None:
             "start Ray on this machine"
         )
     failure: list[BaseException] = []
+    begun = threading.Event()
 
     def start() -> None:
         try:
@@ -118,14 +123,20 @@ def _connect(engine: Any) -> None:
             engine.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except BaseException as error:
             failure.append(error)
+        begun.set()
+        # The kernel ends what Ray has started on this machine together with the thread that started it: Ray asks for
+        # the signal of the parent's death (PR_SET_PDEATHSIG), and that parent is a thread.
+        over.wait()
 
     # In a thread of its own, as Ray tries on for ever where nobody answers.
-    thread = threading.Thread(target=start, name="ray-init", daemon=True)
-    thread.start()
-    thread.join(_START)
+    threading.Thread(target=start, name="ray-init", daemon=True).start()
+    begun.wait(_START)
     where = f"the cluster at {address} ({source})" if address else "Ray on this machine"
-    if thread.is_alive():
-        raise ConfigError(f"--ray: {where} was not ready within {_START:.0f} seconds; `ray status` says more")
+    if not begun.is_set():
+        token = "a cluster that asks for a token needs RAY_AUTH_MODE=token here; " if address else ""
+        raise ConfigError(
+            f"--ray: {where} was not ready within {_START:.0f} seconds; {token}`ray status` says more"
+        )
     if failure:
         raise ConfigError(f"--ray: {_said(str(failure[0]), where)}") from None
 
