@@ -23,11 +23,12 @@ from everseg.data.proposal.describe import Proposal, Values
 from everseg.data.proposal.guess import Guess
 from everseg.data.verbs import ClassWeight, Downloaded, NewDescription, Weights
 from everseg.deploy.adopt import Adopted
+from everseg.deploy.asked import Preview
 from everseg.deploy.bench import Bench, Form
 from everseg.deploy.browser import BrowserPage
 from everseg.deploy.bundle import Bundle, Contents, write_bundle
 from everseg.deploy.diff import Became, Difference, ImageDifference
-from everseg.deploy.extend import Extension, Preview
+from everseg.deploy.extend import Extension
 from everseg.deploy.history import Ancestor, History, Rollback
 from everseg.deploy.hub import Pulled, Pushed
 from everseg.deploy.old_classes import Gate, Kept

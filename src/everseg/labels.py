@@ -374,14 +374,14 @@ class LabelSpace:
         """
         found = []
         if len(self.names) != self.num_classes:
-            found.append(f"{counted(len(self.names), 'name')} for {self.num_classes} ids")
+            found.append(f"{counted(len(self.names), 'name')} for {self.num_classes} ids; each needs one")
         # Check only negative ids: where domains share a branch, two data sets may use one id for two classes.
         texts = [("id", [str(raw) for raw in self.order if raw < 0])]
         for what, values in [*texts, *([("name", [*self.names])] if stored else [])]:
             if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
                 found.append(f"the {what} {', '.join(twice)} appears twice")
         if "" in self.names:
-            found.append("a class without a name")
+            found.append("a class has no name")
         if self.background is not None and (
             type(self.background) is not int or not 0 <= self.background < self.num_classes
         ):

@@ -175,3 +175,15 @@ def test_an_installation_without_pages_says_so(
 
 def test_the_verb_is_there() -> None:
     assert any(command.callback is cli_docs.docs for command in app.registered_commands)
+
+
+def test_an_option_of_several_commands_is_declared_once() -> None:
+    seen: dict[str, list[str]] = {}
+    for path in sorted(Path(cli_docs.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = ast.unparse(node) if isinstance(node, ast.Subscript) else ""
+            if text.startswith("Annotated[") and "typer.Option" in text:
+                seen.setdefault(text, []).append(f"{path.name}:{node.lineno}")
+    assert len(seen) > 40
+    twice = {text: places for text, places in seen.items() if len(places) > 1}
+    assert twice == {}, "give it a name, in cli/output.py where several modules need it"

@@ -73,3 +73,27 @@ def _counting(decoded: list[str]) -> Callable[[ImageFile.ImageFile], object]:
         return load(self)
 
     return counted
+
+
+def test_large_images_are_told_of_and_windows_see_them_in_parts(
+    everseg: Everseg, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (done / "wide").mkdir()
+    image = np.random.default_rng(0).integers(0, 256, (70, 150, 3), np.uint8)
+    Image.fromarray(image).save(done / "wide/a.png")
+    monkeypatch.setattr(inference, "LARGE", 70 * 150 - 1)
+    code, _, err = everseg("predict", "runs/x", "wide", "-o", "whole")
+    assert code == 0, err
+    must_say(err, "wide/a.png", "--window", "KiB")
+    code, _, err = everseg("predict", "runs/x", "wide", "-o", "parts", "--window", 64)
+    assert code == 0, err
+    assert "--window" not in err
+    model = inference.load(done / "runs/x")
+    model.see_through(64)
+    with Image.open(done / "parts/a_mask.png") as mask:
+        assert (np.asarray(mask) == model.predict(image).ids).all()
+    assert model.windows is not None
+    assert len(model.windows.starts(150)) > 1
+    monkeypatch.setattr(inference, "LARGE", 70 * 150)
+    code, _, err = everseg("predict", "runs/x", "wide", "-o", "whole")
+    assert "--window" not in err

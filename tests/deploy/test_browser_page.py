@@ -60,6 +60,11 @@ def test_the_folder_holds_all_that_the_page_needs(tmp_path: Path) -> None:
         *RUNTIME,
     }  # fmt: skip
     assert json.loads(files["page.json"])["files"] == {"default": "model.onnx"}
+    for name in ("index.html", "page.css", "browser.js"):
+        assert b"<!--" not in files[name], "every part of a page is in its place"
+    assert files["index.html"].index(b"Content-Security-Policy") < files["index.html"].index(
+        b'href="page.css"'
+    )
     assert made.bytes == sum(map(len, files.values()))
     assert b"://" not in files["browser.js"]
     assert b"default-src 'none'" in files["index.html"]
@@ -123,6 +128,9 @@ def test_pixels_in_chromium_are_python_s(served: tuple[Path, str], tmp_path: Pat
         browser.choose_file("#file", PICTURE)
         browser.wait('!document.getElementById("canvas").hidden')
         assert browser.script('document.querySelectorAll("#legend tr").length') >= 2
+        # Each class has its colour before its name, large enough to be seen.
+        wide = 'Math.min(...[...document.querySelectorAll("#legend th i")].map((one) => one.offsetWidth))'
+        assert browser.script(wide) >= 16
         assert browser.script('document.getElementById("error").hidden')
         assert browser.console == []
         assert {urlsplit(one).netloc for one in browser.requests if one.startswith("http")} == {

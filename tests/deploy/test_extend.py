@@ -20,9 +20,10 @@ from everseg.config.fields import ScenarioConfig
 from everseg.config.loading import to_json
 from everseg.data.batches.index import class_counts
 from everseg.data.datasets.folder import build as folder_data
+from everseg.deploy.asked import configuration
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.export import export
-from everseg.deploy.extend import Extension, configuration, extend
+from everseg.deploy.extend import Extension, extend
 from everseg.deploy.old_classes import Gate, Kept, Pair, estimated, measured
 from everseg.display import percent, share
 from everseg.engine.prepare import known_in

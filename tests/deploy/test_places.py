@@ -15,8 +15,8 @@ from untrained import picture
 
 import everseg
 from everseg.deploy import export as export_module
+from everseg.deploy.asked import Asked, Place
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
-from everseg.deploy.extend import Place, _Asked
 from everseg.deploy.feature_sketch import as_inputs
 from everseg.deploy.precisions import trials_of_run
 from everseg.errors import ConfigError, DataError
@@ -25,9 +25,11 @@ from everseg.models.branch_choice import features_of, infer_branch
 from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
 from everseg.progress import Progress
+from everseg.reports.extension import NOT_MEASURED, Told, kept_rows
 from everseg.runs.commit import load_tensors
 from everseg.runs.model_edits import own_norms, with_branch, with_own_norms
 from everseg.runs.model_folder import load_model
+from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
 
@@ -170,6 +172,7 @@ def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, old_data, call):
     split = everseg.load(at)
     assert red["before"] is not None
     assert [one["name"] for one in told["taught"]] == ["forklift"]
+    must_say(call("history", "bundle-v2")[1], "forklift (dusk)")
     # the model takes the name, and each branch predicts its own
     model = everseg.load("bundle-v2")
     image = picture(40, 40)
@@ -249,6 +252,13 @@ def test_the_next_steps_name_the_place(two_branches, old_data, new_data, tmp_pat
         for branch in ("default", "line")
     ]
     assert told["share"] <= min(np.mean(shares[0]), 1.0) + 1e-9
+    # the report tells of each branch, not of the trained one alone
+    results = Results(RunFolder(Path("runs/next")))
+    rows = kept_rows(Told.of(results, next(iter(results.steps[-1].scores))))
+    assert {(row["branch"], row["class"]) for row in rows} >= {("default", "green"), ("line", "red")}
+    (red,) = [row for row in rows if (row["branch"], row["class"]) == ("line", "red")]
+    assert red["kept"] == NOT_MEASURED or red["IoU before"] is not None
+    assert "branches keep" in everseg.report("runs/next").path.read_text()
     config = RunFolder(Path("runs/next")).config()
     assert (config.scenario.domain, config.scenario.branch, config.method.name) == (
         "line",
@@ -263,14 +273,14 @@ def test_the_nearest_branch_is_the_one_that_labels_the_new_images_best(two_branc
     source, told = open_bundle(two_branches), Progress(quiet=True)
 
     def place(data: Path, *wanted: object) -> Place:
-        return _Asked(source, data, (), None, None, changes, None).at(*wanted, told).place
+        return Asked(source, data, (), None, None, changes, None).at(*wanted, told).place
 
     assert place(old_data, "dusk", None, False) == Place("dusk", "dusk", "default")
     assert place(old_data, "dusk", "line", False) == Place("dusk", "dusk", "line")
     assert place(old_data, "dusk", None, True) == Place("dusk", "default")
     # a method with options that no other one has
     changes = ("data.workers=0", "method.kl=probabilities")
-    asked = _Asked(source, old_data, (), "mdil", None, changes, None).at("dusk", None, False, told)
+    asked = Asked(source, old_data, (), "mdil", None, changes, None).at("dusk", None, False, told)
     assert asked.place == Place("dusk", "dusk", "default")
     assert asked.overrides == changes
     green = (

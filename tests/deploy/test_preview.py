@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from everseg.deploy import asked as asked_of
 from everseg.deploy import extend
 from everseg.deploy.bundle import open_bundle
 from everseg.errors import CheckpointError
@@ -97,13 +98,14 @@ def at_speeds(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> lis
     """Let previews take stated times; give the list of the words that were measured."""
     tried = []
 
-    def previewed(asked: Any, *_: object, **__: object) -> extend.Preview:
+    def previewed(asked: Any, *_: object, **__: object) -> asked_of.Preview:
         tried.append(asked.how)
-        return extend.Preview(
+        return asked_of.Preview(
             (), ("forklift",), (), (), "mib", 10, seconds[asked.how] / 10, 6, seconds[asked.how]
         )
 
-    monkeypatch.setattr(extend, "_previewed", previewed)
+    monkeypatch.setattr(asked_of, "previewed", previewed)
+    monkeypatch.setattr(extend, "previewed", previewed)
     return tried
 
 

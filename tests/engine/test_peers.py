@@ -67,7 +67,7 @@ def test_other_launchers_and_single_tasks_are_left_alone(other):
 def test_a_model_in_shards_is_refused(key):
     with pytest.raises(ConfigError) as raised:
         refuse_sharding({f"ACCELERATE_USE_{key}": "true"})
-    must_say(str(raised.value), "everseg", "train.accumulate")
+    must_say(str(raised.value), "everseg", "train.shard=true")
     refuse_sharding({f"ACCELERATE_USE_{key}": "false"})
 
 

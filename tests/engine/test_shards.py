@@ -15,19 +15,25 @@ from toy import SEGFORMER, settings
 
 import everseg
 from everseg.config.loading import load
-from everseg.engine.shards import unfit_for_shards
+from everseg.engine import shards  # noqa: F401  takes a second: here, so that no fork need do it
+from everseg.engine.peers import unfit_for_shards
 from everseg.errors import ConfigError
-from everseg.methods.ft import FineTuning
 from saying import must_say
 
 
 def configured(out: Path, shard: bool, **train: Any) -> dict[str, Any]:
     """Two steps of a few iterations with a teacher, dropout and a moving average on a network with attention."""
-    few = {"epochs": 1, "epochs_next": 1, "checkpoint_every": 2, "max_iterations": 3}
+    few = {"epochs": 1, "epochs_next": 1, "checkpoint_every": 1, "max_iterations": 2}
     config = settings(out, data={"options": {"train": 12, "val": 2}}, train={**few, "shard": shard, **train})
     encoder = {**SEGFORMER["options"]["config"], "drop_path_rate": 0.3, "hidden_dropout_prob": 0.2}
+    config["method"] = {"name": f"{Path(__file__).with_name('telling_method.py')}:Telling"}
     config["model"] = {**SEGFORMER, "options": {**SEGFORMER["options"], "config": encoder}}
     return config
+
+
+def told(capfd: pytest.CaptureFixture[str]) -> set[str]:
+    """What the weights of student and teacher were in the iterations since this was asked last."""
+    return {line for line in capfd.readouterr().err.splitlines() if line in ("Tensor", "DTensor")}
 
 
 def agree(one: Path, two: Path) -> None:
@@ -46,18 +52,22 @@ def agree(one: Path, two: Path) -> None:
 
 
 @pytest.mark.slow
-def test_shards_give_the_checkpoints_and_results_of_whole_models_and_either_continues_the_other(tmp_path):
+def test_shards_give_the_checkpoints_and_results_of_whole_models_and_either_continues_the_other(
+    tmp_path, capfd
+):
     need_transformers()
     more = {"ema": 0.9, "clip_norm": 1.0, "accumulate": 2}
-    at = At("iteration", 2)
+    at = At("iteration", 1)
     for name, shard in (("whole", False), ("cut", True)):
         codes = ranks(configured(tmp_path / name, shard, **more), 2, at=at)
         assert codes == [-signal.SIGKILL] * 2
+        assert told(capfd) == {"DTensor" if shard else "Tensor"}
     agree(tmp_path / "whole" / "toy", tmp_path / "cut" / "toy")
     (found,) = (tmp_path / "cut" / "toy").glob("steps/00/ckpt/it-*")
     assert {path.stem for path in found.glob("*.safetensors")} == {"model", "method", "optim", "average"}
     for name, shard in (("whole", True), ("cut", False)):
         assert ranks(configured(tmp_path / name, shard, **more), 2) == [0, 0]
+        assert told(capfd) == {"DTensor" if shard else "Tensor"}
     agree(tmp_path / "whole" / "toy", tmp_path / "cut" / "toy")
     assert len(results(tmp_path / "cut" / "toy")) == 16
 
@@ -73,11 +83,14 @@ def test_what_reads_whole_weights_is_refused_with_everything_else_before_anythin
     must_say("".join(capfd.readouterr()), "note: train.shard", "process")  # one has nothing to share
 
 
-@pytest.mark.parametrize(("key", "value"), [("precision", "fp16"), ("sync_norm", True)])
-def test_what_knows_no_shards_is_refused(key, value):
-    config = load(train={"shard": True, key: value})
-    (problem,) = unfit_for_shards(config.train, config.method, FineTuning())
-    must_say(problem, "train.shard", str(value).lower() if key == "precision" else "train.sync_norm=false")
-    assert (
-        unfit_for_shards(config.train.model_copy(update={"shard": False}), config.method, FineTuning()) == []
-    )
+@pytest.mark.parametrize(
+    ("train", "fact", "domains"),
+    [({"precision": "fp16"}, "fp16", False), ({"sync_norm": True}, "train.sync_norm=false", False),
+     ({}, "domains", True)],
+)  # fmt: skip
+def test_what_knows_no_shards_is_refused(train, fact, domains):
+    config = load(train={"shard": True, **train})
+    (problem,) = unfit_for_shards(config.train, "ft", reads_gradients=False, domains=domains)
+    must_say(problem, "train.shard", fact)
+    whole = config.train.model_copy(update={"shard": False})
+    assert unfit_for_shards(whole, "ft", reads_gradients=True, domains=True) == []

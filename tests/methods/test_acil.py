@@ -241,7 +241,7 @@ def test_the_pass_is_what_the_settings_say(toy):
     ("change", "facts"),
     [
         ("width", ("method.features", "20")),
-        ("model", ("acil", "first step")),
+        ("model", ("acil", "step 0")),
         ("domains", ("acil", "one domain")),
     ],
 )

@@ -33,6 +33,7 @@ NOT_RUN = {
     r"exec srun": "SLURM",
     r"everseg sweep .* --ray": "a Ray cluster; scripts/real/ray_cases.py starts one",
     r"python scripts/real/\w+_cases\.py": "a real cluster or two hosts; tests/test_real.py with EVERSEG_REAL=1",
+    r"python scripts/real/extend_camvid\.py": "a quarter of an hour; tests/test_real.py reads its commands",
     r"everseg extend BUNDLE --data fourth.yaml": "a bundle of three cities; tests/deploy/test_places.py",
     r"python \S+/example\.py": "needs the ONNX file, which takes ten seconds; tests/deploy/test_export.py runs it",
     r"npm install|everseg page |python -m http\.server": "an npm package; tests/deploy/test_browser_page.py",

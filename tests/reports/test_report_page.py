@@ -243,7 +243,7 @@ def test_groups_taught_in_one_step_keep_names_of_their_own(tmp_path: Path) -> No
     given = made(done.path, images=0)
     must_say(given.text, "all 3 classes at once")
     tables = json.loads(given.download("toy.json"))["tables"]
-    assert list(tables["step-matrix"][0]) == ["after step", "group 0", "group 1"]
+    assert list(tables["step-matrix"][0]) == ["after step", "classes of step 0", "classes of step 1"]
     assert "flow" not in tables
 
 

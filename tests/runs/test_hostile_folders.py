@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 import everseg
 from everseg import registry
+from everseg.deploy.asked import configuration
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
-from everseg.deploy.extend import configuration, extend
+from everseg.deploy.extend import extend
 from everseg.engine.rescore import stored_config
 from everseg.engine.sharing import share_first_step
 from everseg.errors import CheckpointError, ConfigError

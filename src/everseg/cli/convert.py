@@ -10,6 +10,7 @@ import typer
 from everseg.cli.output import Json, give, say
 from everseg.errors import ConfigError
 
+Back = Annotated[bool, typer.Option("--back", help="Write a model of everseg in the original layout.")]
 import_app = typer.Typer(
     help="Read (and write) other projects' checkpoints.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -49,9 +50,7 @@ def import_mib(
         typer.Argument(metavar="CHECKPOINT", help="The original .pth. With --back: everseg's model folder."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder. With --back: the .pth to write.")],
-    back: Annotated[
-        bool, typer.Option("--back", help="Write a model of everseg in the original layout.")
-    ] = False,
+    back: Back = False,
     norm: Annotated[
         Literal["abn", "iabn"], typer.Option(help="Norm that the checkpoint was trained with.")
     ] = "iabn",
@@ -86,9 +85,7 @@ def import_mdil(
             help="New folder; for the encoder alone a .safetensors file. With --back: the file to write.",
         ),
     ],
-    back: Annotated[
-        bool, typer.Option("--back", help="Write a model of everseg in the original layout.")
-    ] = False,
+    back: Back = False,
     encoder: Annotated[
         bool,
         typer.Option(

@@ -10,14 +10,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from everseg.cli.output import Json, Overrides, give, note, say
+from everseg.cli.output import Builder, Json, Overrides, Quiet, Step, give, note, say
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new bundle.")]
+NewFolder = Annotated[Path, typer.Option("--out", "-o", help="A new folder.")]
+Domain = Annotated[str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is used.")]
 Images = Annotated[
     Path | None,
     typer.Option("--images", metavar="DIR", help="Images to compare the ONNX file with the model on."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Precision = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Predict with the bundle's ONNX file: fp32, fp16 or int8."),
@@ -50,9 +51,7 @@ def export(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a model folder.")],
     overrides: Overrides = None,
     out: Out = None,
-    step: Annotated[
-        int | None, typer.Option("--step", min=0, help="Which finished step; default the last.")
-    ] = None,
+    step: Step = None,
     images: Images = None,
     no_onnx: NoOnnx = False,
     memory: Annotated[
@@ -77,9 +76,7 @@ def export(
     max_drop: Annotated[
         float, typer.Option(min=0, metavar="POINTS", help="Points that a smaller file may lose.")
     ] = 1.0,
-    model: Annotated[
-        str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the run has one.")
-    ] = None,
+    model: Builder = None,
     as_json: Json = False,
 ) -> None:
     """Write a bundle: weights, ONNX, class ids, model card, example. It holds no training image unless asked."""
@@ -179,9 +176,7 @@ def extend(
     images: Images = None,
     no_onnx: NoOnnx = False,
     require_signature: RequireSignature = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the bundle has one.")
-    ] = None,
+    model: Builder = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -294,9 +289,7 @@ def diff(
     largest: Annotated[
         int, typer.Option(min=1, help="Number of images on the picture and in the table.")
     ] = 8,
-    domain: Annotated[
-        str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is used.")
-    ] = None,
+    domain: Domain = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -362,16 +355,12 @@ def bench(
             metavar="HEIGHTxWIDTH", help="Of the image; default what the model is made for, or 512x512."
         ),
     ] = None,
-    domain: Annotated[
-        str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is measured.")
-    ] = None,
+    domain: Domain = None,
     runs: Annotated[int, typer.Option(min=5, help="Timed runs of each form.")] = 20,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Default every processor that the process may use.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the bundle has one.")
-    ] = None,
+    model: Builder = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -421,7 +410,7 @@ def verify(
 
 def page(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle with its ONNX file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    out: NewFolder,
     runtime: Annotated[
         Path, typer.Option(metavar="DIR", help="The npm package onnxruntime-web; its files are copied.")
     ],
@@ -456,7 +445,7 @@ def pull(
     source: Annotated[
         str, typer.Argument(metavar="hf:ORG/NAME[@REVISION]", help="Repository; a commit's hash pins it.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    out: NewFolder,
     require_signature: RequireSignature = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -475,9 +464,7 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
     ] = 8000,
-    model: Annotated[
-        str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if a bundle has one.")
-    ] = None,
+    model: Builder = None,
     precision: Precision = None,
     require_signature: RequireSignature = None,
     workers: Annotated[

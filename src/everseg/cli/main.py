@@ -19,8 +19,11 @@ from everseg.cli.data import data_app
 from everseg.cli.deploy import Precision, RequireSignature, add_deploy_commands, builder
 from everseg.cli.docs import docs
 from everseg.cli.output import (
+    Builder,
     Json,
     Overrides,
+    Quiet,
+    Step,
     give,
     guarded,
     listing,
@@ -92,7 +95,6 @@ Source = Annotated[
         autocompletion=_presets,
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Domain = Annotated[
     str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is used (and tested).")
 ]
@@ -102,7 +104,6 @@ InferDomain = Annotated[
         "--infer-domain", help="Choose the branch per image: the one whose images look most like it."
     ),
 ]
-Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished step; default the last.")]
 
 
 @app.command()
@@ -192,9 +193,7 @@ def predict(
     step: Step = None,
     domain: Domain = None,
     infer_domain: InferDomain = False,
-    model: Annotated[
-        str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the run has one.")
-    ] = None,
+    model: Builder = None,
     extra: Annotated[
         list[str] | None,
         typer.Option(
@@ -209,6 +208,12 @@ def predict(
             metavar="FORM", help="masks, or for labelling tools and maps: cvat, coco, labelstudio, geotiff."
         ),
     ] = "masks",
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=64, metavar="PIXELS", help="See large images through windows of this side; bounds memory."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -227,6 +232,7 @@ def predict(
         precision=precision,
         require_signature=require_signature,
         format=format,
+        window=window,
         quiet=quiet or as_json,
     )
     give(written, as_json)
@@ -340,7 +346,7 @@ def report(
         int, typer.Option(min=0, help="Test images looked at for the pictures; 0 = none.")
     ] = 64,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write one HTML page about a run: its scores, charts and pictures, and how they were made."""
     from everseg import api

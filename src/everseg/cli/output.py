@@ -28,6 +28,12 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change; see `everseg show`.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished step; default the last.")]
+Builder = Annotated[
+    str | None,
+    typer.Option("--model", metavar="FILE.py:NAME", help="Your own architecture, if the model has one."),
+]
 
 LISTS: dict[str, str] = {
     "methods": "method", "datasets": "dataset", "models": "model", "scenarios": "scenario",

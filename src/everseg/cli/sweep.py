@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from everseg.cli.output import Json, Overrides, give
+from everseg.cli.output import Json, Overrides, Quiet, give
 from everseg.errors import ConfigError
 from everseg.files import whole_number
 
@@ -41,7 +41,7 @@ def sweep(
     only: Annotated[str | None, typer.Option(metavar="RUN", help="Train only this run of the sweep.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run.")] = False,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train methods x seeds x tasks; first steps that runs share are trained once. The same command continues."""
     from everseg import api

@@ -434,9 +434,11 @@ def _is_file_name(source: str) -> bool:
 
 def _add_file(tree: _Tree, path: Path, problems: list[Problem], parents: tuple[Path, ...]) -> None:
     if real_path(path) in parents:
-        raise ConfigError(f"{path}: names itself as its base")
+        raise ConfigError(f"{path}: names itself as its base; name another file, or a preset")
     if len(parents) >= 10:
-        raise ConfigError(f"{path}: more than 10 files, each the base of another")
+        raise ConfigError(
+            f"{path}: a chain of more than 10 files, each the base of the next; put some of them together"
+        )
     parsed = read(path)
     if parsed.value is None:
         parsed = Parsed({})

@@ -73,7 +73,9 @@ def read(path: Path) -> Parsed:
             kind = "a folder, not a file" if path.is_dir() else "not a file"
             raise ConfigError(f"{path}: {kind if path.exists() else f'no such file{looked}'}")
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES // 1000} kB; a configuration is a small file")
+            raise ConfigError(
+                f"{path}: larger than {MAX_BYTES // 1000} kB, which no configuration is; name the right file"
+            )
         data = read_regular(path, MAX_BYTES)
     except (OSError, ValueError, UnreadableError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None

@@ -6,12 +6,12 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from everseg.data.writing import flush_folder, unfinished, write_flushed
 from everseg.deploy.bundle import new_folder, open_bundle
+from everseg.deploy.page_files import template
 from everseg.display import Piece, Result, counted, size
 from everseg.errors import ConfigError
 from everseg.files import real_path
@@ -64,7 +64,8 @@ def page(
     problems = []
     if about.form.channels is not None:
         problems.append(
-            f"{bundle}: the model sees {counted(len(about.form.channels), 'channel')}, and a browser shows three"
+            f"{bundle}: the model sees {counted(len(about.form.channels), 'channel')}, and a browser shows three; use "
+            "everseg predict"
         )
     folder = Path(runtime)
     folder = folder / "dist" if (folder / "dist").is_dir() else folder
@@ -76,8 +77,7 @@ def page(
     if problems:
         raise ConfigError(problems)
     committed = read_committed(opened.path)
-    templates = resources.files("everseg.deploy").joinpath("templates")
-    contents = {name: templates.joinpath(name).read_bytes() for name in _PAGE}
+    contents = {name: template(name) for name in _PAGE}
     contents["index.html"] = contents.pop("browser.html")
     contents |= {name: committed.read(name) for name in (CLASSES, PREPROCESSING, *files.values())}
     contents |= {name: (folder / name).read_bytes() for name in RUNTIME}

@@ -233,7 +233,9 @@ def _matched(models: Sequence[LoadedModel], domain: str | None) -> Matching:
     first, second = (model.spaces[_branch(model, domain)].names for model in models)
     found = match_names(second, first, what=("classes of the second model", "classes of the first model"))
     if not found.pairs:
-        raise ConfigError(f"the two models share no class: {', '.join(first)} and {', '.join(second)}")
+        raise ConfigError(
+            f"the two models share no class, so there is nothing to compare: {', '.join(first)} and {', '.join(second)}"
+        )
     return found
 
 
@@ -254,7 +256,9 @@ def _compare(
 ) -> _Compared:
     # Both models get the same pixels, so the reading settings come from the first model, with the larger bit depth.
     if not same_channels(models[0].form.channels, models[1].form.channels):
-        raise ConfigError("the models see images of different channels, so no image fits both")
+        raise ConfigError(
+            "the models see images of different channels, so no image fits both; compare two models of the same data"
+        )
     depth = max(model.form.bit_depth for model in models)
     image = read_image(path, replace(models[0].form.reading, bit_depth=depth))
     a, b = (_predicted(model, names, image, domain) for model in models)

@@ -45,7 +45,8 @@ class History(Result):
     """The bundles that it was extended from, the latest first."""
 
     def shown(self) -> Iterator[Piece]:
-        rows = [row for entry in self.steps for row in _rows(entry)]
+        places = {name for entry in self.steps for name in entry["scores"]}
+        rows = [row for entry in self.steps for row in _rows(entry, several=len(places) > 1)]
         columns = ["step", "method", "taught", "trained on", "tested on", "old", "new", "all", "old left"]
         yield table(columns, rows, title=f"{self.path}: mIoU in percent", right="step|old|new|all|old left")
         if not self.ancestors:
@@ -202,9 +203,15 @@ def taught_text(entry: Mapping[str, Any]) -> str:
     return some(names, 6) if names else "more images"
 
 
-def _rows(entry: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Make a row for each result of a step."""
+def _rows(entry: Mapping[str, Any], several: bool) -> Iterator[list[str]]:
+    """Make a row for each result of a step.
+
+    Args:
+        several: the steps are of several places, so each says which one it is about.
+    """
     taught = taught_text(entry)
+    if several and len(entry["scores"]) == 1:
+        taught += f" ({next(iter(entry['scores']))})"
     trained = "; ".join(f"{s['images']} of {s['data']} ({s['sha256'][:12]}…)" for s in entry["train"])
     tested = "; ".join(f"{s['images']} of {s['data']}" for s in entry["test"])
     left = entry.get("kept") or {}

@@ -112,7 +112,7 @@ def push(
     opened = open_bundle(bundle)
     repository, revision = _address(to)
     if revision is not None:
-        raise ConfigError(f"{to}: a push goes to the main branch; leave @{revision} out")
+        raise ConfigError(f"{to}: a push goes to the main branch of the repository; leave @{revision} out")
     committed = read_committed(opened.path)
     if MEMORY in committed.files and not memory:
         raise ConfigError(

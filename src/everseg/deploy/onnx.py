@@ -82,7 +82,7 @@ class Deployed(nn.Module):
         super().__init__()
         if model.reads_extra:
             raise ConfigError(
-                f"the network reads {', '.join(model.reads_extra)} beside every image, and an ONNX file of ours takes "
+                f"the network reads {', '.join(model.reads_extra)} beside every image, and an ONNX file takes "
                 "images alone; leave it out with --no-onnx"
             )
         self.model, self.branch, self.form = united(model, branch), branch, form

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +35,7 @@ from everseg.deploy.bundle import Bundle, open_bundle
 from everseg.deploy.class_ids import mask_type
 from everseg.deploy.history import taught_text
 from everseg.deploy.http_server import Answer, HttpServer, Patience, RefusedError, Request, Work
+from everseg.deploy.page_files import template
 from everseg.deploy.workers import Job, Workers
 from everseg.display import UNDEFINED, Piece, Result, count, counted, escaped, percent, printable, share, size
 from everseg.errors import CheckpointError, ConfigError, DataError, first_clause, some
@@ -109,7 +109,7 @@ class Server(HttpServer):
             raise ConfigError(f"serve shows one or two bundles, not {len(bundles)}")
         if not timeout > 0:  # NaN is not either
             raise ConfigError(
-                f"timeout: {timeout}; give the seconds that one prediction may take, more than 0"
+                f"timeout: expected the seconds that one prediction may take, more than 0, got {timeout}"
             )
         if workers < 1 or (workers > 1 and builder is not None):
             raise ConfigError(
@@ -142,10 +142,7 @@ class Server(HttpServer):
                 raise
         names = [f"{name}:{self.server_port}" for name in (HOST, "localhost")]
         self.hosts = frozenset([*names, *([HOST, "localhost"] if self.server_port == 80 else [])])
-        folder = resources.files("everseg.deploy").joinpath("templates")
-        self.files = {
-            path: (folder.joinpath(name).read_bytes(), kind) for path, (name, kind) in _FILES.items()
-        }
+        self.files = {path: (template(name), kind) for path, (name, kind) in _FILES.items()}
         self.files["/example.png"] = (example_picture(), "image/png")
 
     @property

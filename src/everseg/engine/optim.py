@@ -224,7 +224,7 @@ def _check_fit(
 ) -> None:
     if document["class"] != _class_name(optimizer):
         raise CheckpointError(
-            f"the optimiser state is of {document['class']}, this run uses {_class_name(optimizer)}"
+            f"the saved state of the optimiser is of {document['class']}, and this run uses {_class_name(optimizer)}"
         )
     if saved != here:
         known, wanted = {n for group in saved for n in group}, {n for group in here for n in group}
@@ -234,7 +234,8 @@ def _check_fit(
             if found
         ]
         raise CheckpointError(
-            "the optimiser state belongs to other weights or groups" + "".join(f"; {part}" for part in parts)
+            "the saved state of the optimiser belongs to other weights or groups of them"
+            + "".join(f"; {part}" for part in parts)
         )
     shapes = {name: p.shape for name, p in model.named_parameters()}
     wrong = []
@@ -243,7 +244,7 @@ def _check_fit(
         if name not in shapes or (key.partition("/")[0] in SHAPED and value.shape != shapes[name]):
             wrong.append(key)
     if wrong:
-        raise CheckpointError(f"the optimiser state does not fit the model: {some(wrong, 8)}")
+        raise CheckpointError(f"the saved state of the optimiser does not fit the model: {some(wrong, 8)}")
 
 
 _HOW = ("foreach", "fused")
@@ -262,7 +263,9 @@ def _check_options(saved: list[dict[str, Any]], here: list[dict[str, Any]]) -> N
         and not _is_alike(value, group[key])
     }
     if wrong:
-        raise CheckpointError(f"the optimiser state has unknown options: {some(sorted(wrong), 8)}")
+        raise CheckpointError(
+            f"the saved state of the optimiser has unknown options: {some(sorted(wrong), 8)}"
+        )
 
 
 def _is_alike(value: Any, mine: Any) -> bool:

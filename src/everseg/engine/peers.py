@@ -21,6 +21,7 @@ from datetime import timedelta
 from accelerate import Accelerator
 from torch import distributed
 
+from everseg.config.fields import TrainConfig
 from everseg.errors import (
     MORE,
     ConfigError,
@@ -280,3 +281,33 @@ def refuse_sharding(environment: Mapping[str, str]) -> None:
                 f"{name} is set in accelerate's configuration, which everseg does not read: leave {name} out there "
                 f"(accelerate launch --multi_gpu), and {instead}"
             )
+
+
+def unfit_for_shards(train: TrainConfig, method: str, *, reads_gradients: bool, domains: bool) -> list[str]:
+    """List what `train.shard` cannot be combined with, each as a sentence.
+
+    Args:
+        method: its name.
+        reads_gradients: whether the method reads them in every iteration.
+        domains: whether the run is over domains.
+    """
+    if not train.shard:
+        return []
+    problems = []
+    if train.precision == "fp16":
+        problems.append("train.shard: the loss scaling of fp16 knows no shards; use bf16 or fp32")
+    if train.sync_norm:
+        problems.append(
+            "train.shard: norms that are synchronised over processes are not cut; set train.sync_norm=false"
+        )
+    if domains:
+        problems.append(
+            "train.shard: a run over domains is not cut, because its weights were not those of the whole network in "
+            "trials; leave train.shard out"
+        )
+    if reads_gradients:
+        problems.append(
+            f"train.shard: method '{method}' reads whole weights and their gradients in every iteration, and each "
+            "process holds a part of them only; leave train.shard out, or take another method"
+        )
+    return problems

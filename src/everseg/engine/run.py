@@ -35,11 +35,10 @@ from everseg.engine.memory import memory_before, memory_problems
 from everseg.engine.one_pass import length_of, order_of
 from everseg.engine.optim import warmup_length
 from everseg.engine.param_groups import encoder_layers
-from everseg.engine.peers import all_present
+from everseg.engine.peers import all_present, unfit_for_shards
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, make_accelerator
 from everseg.engine.session import Session
-from everseg.engine.shards import unfit_for_shards
 from everseg.engine.step import StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import tensorboard
 from everseg.engine.trackers import TITLES, Tracker, check_installed
@@ -189,7 +188,13 @@ def _check_plan(
     unfit = switches.unfit(method, prepared.steps)
     # What the method says of the whole run, the trial of a single step only repeats.
     refused = [problem for problem in refused if not any(problem.endswith(one) for one in unfit)]
-    problems = [*refused, *problems, *unfit, *unfit_for_shards(config.train, config.method, method)]
+    problems = [*refused, *problems, *unfit]
+    problems += unfit_for_shards(
+        config.train,
+        config.method.name,
+        reads_gradients=method.reads_gradients,
+        domains=bool(config.data.domains),
+    )
     if problems := [
         *problems,
         *_unfit_material(config.scenario.memory, config.method.name, method, prepared, todo),

@@ -1,4 +1,7 @@
-"""A network cut into shards over the processes while it is trained: FSDP2, through Accelerate's plugin."""
+"""A network cut into shards over the processes while it is trained: FSDP2, through Accelerate's plugin.
+
+Import it where it is needed: what it needs of torch takes a second to read.
+"""
 
 from __future__ import annotations
 
@@ -15,37 +18,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from everseg.config.fields import MethodConfig, TrainConfig
 from everseg.distributed import all_reduce_sum
 from everseg.engine.optim import SHAPED
 from everseg.errors import ConfigError
-from everseg.methods.base import Method
 from everseg.models.adapters.encoders import LibraryEncoder
 from everseg.models.model import SegmentationModel
-
-
-def unfit_for_shards(train: TrainConfig, chosen: MethodConfig, method: Method) -> list[str]:
-    """List what `train.shard` cannot be combined with, each as a sentence.
-
-    Args:
-        chosen: names the method.
-        method: the method itself.
-    """
-    if not train.shard:
-        return []
-    problems = []
-    if train.precision == "fp16":
-        problems.append("train.shard: the loss scaling of fp16 knows no shards; use bf16 or fp32")
-    if train.sync_norm:
-        problems.append(
-            "train.shard: norms that are synchronised over processes are not cut; set train.sync_norm=false"
-        )
-    if method.reads_gradients:
-        problems.append(
-            f"train.shard: method '{chosen.name}' reads whole weights and their gradients in every iteration, and each "
-            "process holds a part of them only; leave train.shard out, or take another method"
-        )
-    return problems
 
 
 def cut(model: SegmentationModel, accelerator: Accelerator, *, keep: nn.Module | None = None) -> None:
@@ -140,6 +117,7 @@ class Cut:
     ) -> None:
         self.model, self.optimizer, self.accelerator = model, optimizer, accelerator
         self._exchanges = True
+        model.zero_grad()
         model.to("cpu")
         self.module = copy.deepcopy(model)
         cut(self.module, accelerator)
@@ -226,6 +204,24 @@ class Cut:
             yield
         finally:
             self._exchange(True)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def explained() -> Iterator[None]:
+        """Turn PyTorch's error about shards among whole tensors into a sentence.
+
+        Raises:
+            ConfigError: the method computes with single weights.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if "DTensor" not in str(error):
+                raise
+            raise ConfigError(
+                "train.shard: the method computes with single weights of the network, and each process holds a part "
+                "of them only; leave train.shard out"
+            ) from error
 
     def _exchange(self, on: bool) -> None:
         self._exchanges = on

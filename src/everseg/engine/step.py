@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,6 @@ from everseg.engine.optim import (
 from everseg.engine.param_groups import split_by_rate
 from everseg.engine.runtime import StopRequest
 from everseg.engine.session import Session
-from everseg.engine.shards import Cut, cut_teacher
 from everseg.engine.updates import Updates, scalars_of
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import BACKGROUND
@@ -51,6 +50,9 @@ from everseg.runs.memory import Memory
 from everseg.runs.model_folder import load_strictly
 from everseg.scenarios.steps import Step
 from everseg.types import Batch, LossTerms
+
+if TYPE_CHECKING:
+    from everseg.engine.shards import Cut
 
 
 class Trained(Protocol):
@@ -341,6 +343,8 @@ class StepJob:
 
     def _cut(self, ctx: StepContext, phase: Phase) -> tuple[SegmentationModel | None, ...]:
         """Cut student, teacher and optimiser over the processes, and return the teachers as they were."""
+        from everseg.engine.shards import Cut, cut_teacher  # takes a second to import
+
         teachers = ctx.teacher, ctx.folded_teacher
         phase.cut = phase.prepared = cut = Cut(self.model, phase.optimizer, self.accelerator)
         phase.model, phase.alone = cut.part, cut.alone
@@ -648,10 +652,11 @@ class StepJob:
             set_learning_rate(phase.optimizer, lr)
             check = guard.watch(iteration, batch.ids)
             clip = partial(guard.clip, limit, iteration, batch.ids) if limit is not None else lambda: None
-            logged = train_batch(
-                phase.trained, batch, ctx, phase.prepared, backward, check,
-                parts=config.train.accumulate, alone=phase.alone, clip=clip,
-            )  # fmt: skip
+            with nullcontext() if phase.cut is None else phase.cut.explained():
+                logged = train_batch(
+                    phase.trained, batch, ctx, phase.prepared, backward, check,
+                    parts=config.train.accumulate, alone=phase.alone, clip=clip,
+                )  # fmt: skip
             if phase.average is not None:
                 phase.average.update(phase.model)
             recent[batch.branch] = logged

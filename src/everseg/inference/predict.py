@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +21,7 @@ from everseg.data.channels import picture_of
 from everseg.data.class_colours import overlay, palette, png
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import files_to_predict
-from everseg.display import Picture, Piece, Result, counted, escaped, share
+from everseg.display import Picture, Piece, Result, counted, escaped, figure, share, size
 from everseg.errors import ConfigError, DataError, some
 from everseg.files import real_path
 from everseg.inference.for_tools import MASKS, writer_of
@@ -31,9 +33,9 @@ from everseg.losses.reading import read_ids
 from everseg.losses.readout import merged_outputs, small_values
 from everseg.models.branch_choice import infer_branch
 from everseg.models.model import SegmentationModel
-from everseg.progress import counting
+from everseg.progress import Progress, counting
 from everseg.runs.commit import verify, write_json
-from everseg.runs.input_form import InputForm
+from everseg.runs.input_form import InputForm, Windows
 from everseg.runs.model_folder import WEIGHTS, load_model, read_model_file
 from everseg.runs.place import model_folder_at
 from everseg.runs.run_folder import RunFolder
@@ -43,6 +45,10 @@ from everseg.types import SegOutput
 MASK_IDS = "classes.json"
 """File beside predicted masks: id -> class name. Model folders have a file of this name with other contents."""
 
+LARGE = 16_000_000
+"""Pixels of an image that is told of before it is seen whole."""
+_PROBE = 128
+"""Side of the image that tells how much memory the network takes."""
 _SIDE = 640
 """Longest side of a picture in a notebook, in pixels."""
 _PICTURES = 12
@@ -189,6 +195,8 @@ class LoadedModel:
         """Folder that the model was loaded from."""
         self.onnx: OnnxFiles | None = None
         """The ONNX files that give its outputs; None = PyTorch does."""
+        self.windows: Windows | None = self.form.windows()
+        """The windows through which it sees an image; None = at once."""
         self.branch_of = {**{branch: branch for branch in spaces}, **(branch_of or {})}
         """Name that `predict` accepts -> branch. The names are the branches and the domains that use them."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -221,6 +229,51 @@ class LoadedModel:
                 "(data=DATA.yaml data.extra.NAME=DIR)"
             )
 
+    def see_through(self, side: int) -> None:
+        """See every image through windows of `side` pixels, so that memory does not grow with the image.
+
+        Raises:
+            ConfigError: the model sees every image at one size.
+        """
+        if self.resized_to is not None:
+            height, width = self.resized_to
+            raise ConfigError(
+                f"--window {side}: the model sees every image at {width}x{height} pixels, so none takes more memory "
+                "than another; leave it out"
+            )
+        self.windows = Windows(side, self.form.overlap, 1)
+
+    @torch.no_grad()
+    def memory_of(self, pixels: int, branch: str | None = None) -> int | None:
+        """Estimate the bytes that the network needs to see a whole image of so many pixels; None = it cannot be told.
+
+        A small image of noise goes through the network, and the layer with the largest inputs and outputs counts, as if
+        everything grew with the image. What other layers keep meanwhile is not counted: a DeepLabV3-like network took
+        1.6 times as much.
+        """
+        if self.onnx is not None or self.model.reads_extra:
+            return None
+        most = 0
+
+        def bytes_of(values: Any) -> int:
+            if isinstance(values, Tensor):
+                return values.numel() * values.element_size()
+            return sum(map(bytes_of, values)) if isinstance(values, tuple | list) else 0
+
+        def look(_: Any, given: Any, made: Any) -> None:
+            nonlocal most
+            most = max(most, bytes_of(given) + bytes_of(made))
+
+        hooks = [one.register_forward_hook(look) for one in self.model.modules() if not list(one.children())]
+        channels = 3 if self.form.channels is None else len(self.form.channels)
+        try:
+            noise = torch.randint(0, 256, (1, channels, _PROBE, _PROBE)).to(torch.uint8)
+            self.see(noise.to(self.device), branch or next(iter(self.spaces)))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return most * pixels // _PROBE**2
+
     def check_extra(self, given: Collection[str], infer_domain: bool = False) -> None:
         """Raise a ConfigError unless `given` are the further maps that the network needs of every image."""
         needed = self.model.reads_extra
@@ -233,10 +286,10 @@ class LoadedModel:
         if unread := [name for name in given if name not in needed]:
             reads = ", ".join(needed) or "nothing beside the image"
             raise ConfigError(f"--extra {', '.join(unread)}: this model reads {reads}; leave it out")
-        if needed and self.form.windows() is not None:
+        if needed and self.windows is not None:
             raise ConfigError(
-                f"the run predicts by sliding windows, and its network reads {', '.join(needed)} of whole images; "
-                "train with data.evaluation=whole or crop"
+                f"the model predicts by windows, and its network reads {', '.join(needed)} of whole images; leave "
+                "--window out, or train with data.evaluation=whole or crop"
             )
         if needed and infer_domain:
             raise ConfigError("--infer-domain and --extra exclude each other; give --domain NAME")
@@ -308,13 +361,13 @@ class LoadedModel:
         """
         read = {"extra": {name: self._as_input(values) for name, values in maps.items()}} if maps else {}
 
-        readout, windows = self.model.readout, self.form.windows()
+        readout, windows = self.model.readout, self.windows
         if self.onnx is not None and (readout.merge or readout.residual):
             # Outputs that are no class are read inside of the graph, so only its mask is complete.
             if windows is not None:
                 raise ConfigError(
-                    "--precision: this model predicts by windows, and its readout needs outputs that an ONNX file "
-                    "keeps to itself; leave --precision out"
+                    "--precision: this model predicts window by window and combines outputs that an ONNX file does "
+                    "not give; leave --precision out"
                 )
             return self.onnx.ids(image, branch, size)
         if windows is not None:
@@ -355,8 +408,8 @@ class LoadedModel:
                 "--infer-domain reads statistics of the PyTorch model; name the domain (--domain), or leave "
                 "--precision out"
             )
-        if (windows := self.form.windows()) is not None:
-            return infer_sliding_branch(self.model, self._normalised, image, windows)
+        if self.windows is not None:
+            return infer_sliding_branch(self.model, self._normalised, image, self.windows)
         return infer_branch(self.model, self._normalised(image[None]))[0]
 
     def _normalised(self, image: Tensor) -> Tensor:
@@ -379,6 +432,37 @@ def _check_maps(folders: Mapping[str, Path], stems: Sequence[Path]) -> None:
             )
     if problems:
         raise DataError("\n  ".join(problems))
+
+
+def _said_of_large(model: LoadedModel, images: Sequence[Path], domain: str | None) -> str:
+    """What is told before large images are seen whole: the memory that takes, and what takes less; "" = nothing."""
+    if model.windows is not None or model.resized_to is not None:
+        return ""
+    sizes = {image: pixels for image in images if (pixels := _pixels(image)) > LARGE}
+    if not sizes:
+        return ""
+    largest = max(sizes, key=lambda image: sizes[image])
+    needed = model.memory_of(sizes[largest], None if domain is None else model.branch_of[domain])
+    takes = "" if needed is None else f", for which the network alone needs at least {size(needed)} of memory"
+    way = "" if model.model.reads_extra else (
+        "; --window 1024 sees it in parts and needs far less, with another class at some pixels"
+    )  # fmt: skip
+    return (
+        f"{counted(len(sizes), 'image')} above {LARGE // 1_000_000} megapixels; the largest, {largest}, has "
+        f"{figure(sizes[largest] / 1e6)}{takes}{way}"
+    )
+
+
+def _pixels(image: Path) -> int:
+    """Number of pixels that an image's header states; 0 where it does not."""
+    with (
+        contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(image) as picture:
+            return picture.width * picture.height
+    return 0
 
 
 def load(
@@ -441,6 +525,7 @@ def predict(
     precision: str | None = None,
     require_signature: str | Path | None = None,
     format: str = MASKS,
+    window: int | None = None,
     quiet: bool = False,
 ) -> Predictions:
     """Predict images and folders of images. Write id masks and overlays.
@@ -460,6 +545,9 @@ def predict(
         require_signature: as for `load`.
         format: "masks" (id masks and overlays), or what a labelling tool or a map takes instead: "cvat", "coco",
             "labelstudio", "geotiff" (`everseg.inference.for_tools`).
+        window: see every image through overlapping windows of this side in pixels, whose mean logits count; None = as
+            the model saw images in training. Memory no longer grows with the image then. A network that looks at the
+            whole image for every pixel gives other classes at some.
         quiet: print no progress.
 
     Returns:
@@ -474,6 +562,8 @@ def predict(
             others are then written.
     """
     model = load(path, step=step, builder=builder, precision=precision, require_signature=require_signature)
+    if window is not None:
+        model.see_through(window)
     folders = {name: real_path(Path(folder).expanduser()) for name, folder in (extra or {}).items()}
     model.check_extra(folders, infer_domain)
     model.check_branch(domain, infer_domain)
@@ -489,6 +579,8 @@ def predict(
         )
         writer = writer_of(format, out, [model.spaces[branch] for branch in chosen], files)
     _check_maps(folders, [stem for _, stem in files])
+    if said := _said_of_large(model, [image for image, _ in files], domain):
+        Progress(quiet=quiet).message(said)
     with counting("predicting", quiet=quiet) as advance:
         for number, (image, stem) in enumerate(files):
             try:

@@ -189,7 +189,7 @@ def dump_encoder(
     """
     if model.description.get("name") != "erfnet":
         raise ConfigError(
-            "the ImageNet-pretrained encoder of MDIL's code is an ERFNet's; this model has another"
+            "the ImageNet-pretrained encoder of MDIL's code belongs to ERFNet; this model has another encoder"
         )
     table = erfnet_modules(model.description["options"]["blocks"])
     back = {ours: f"encoder.{theirs}" for theirs, ours in table.items()}

@@ -230,7 +230,10 @@ def _fetched(one: Weights, target: Path) -> list[Path]:
                 raise OSError(f"no connection: {first_line(error)}") from error
             except EntryNotFoundError:
                 if name in (wanted[0] if wanted else "", WEIGHT_FILES[-1]):
-                    raise ConfigError(f"weights: {one.source} has no {name} any more") from None
+                    raise ConfigError(
+                        f"weights: {one.source} has no {name} any more; look there for its new name, and give it as "
+                        "model.weights=FILE"
+                    ) from None
                 continue
             except Exception as error:  # the hub's client raises those of whatever it sends requests with
                 raise OSError(first_line(error)) from error

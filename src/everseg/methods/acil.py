@@ -116,7 +116,7 @@ class ACIL(Method):
         width = model.head(branch).growths[0].head.expansion
         if not width:
             raise ConfigError(
-                "method 'acil' goes on from a model that it trained itself, from its first step on"
+                "method 'acil' can continue only a model that it trained itself; start with it at step 0"
             )
         if width != self.features:
             raise ConfigError(f"method.features: the model has {width} random features; set it to that")

@@ -72,7 +72,8 @@ class DFTStar(Method):
         still = self.network == "frozen"
         if still and frozen == set(head.parts):
             raise ConfigError(
-                f"method 'dft*' trains new classifiers only; step {step.index} has no new class"
+                f"method 'dft*' trains new classifiers only; step {step.index} has no new class; leave the step "
+                "out, or choose another method"
             )
         model.freeze(encoder=still, decoder=still, norm=still, heads={step.branch: frozen})
 

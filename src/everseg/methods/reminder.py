@@ -60,7 +60,8 @@ class REMINDER(EntropyLabels, PodWeights, Method):
         for branch in ctx.step.trained_branches:
             if learns_new(ctx, branch) and branch not in self.state["prototypes"]:
                 raise ConfigError(
-                    f"method reminder: no prototypes of the old classes of '{branch}'; train the steps before with "
+                    f"method 'reminder': no prototypes (mean features) of the old classes of '{branch}'; train the "
+                    "steps before with "
                     "reminder, too"
                 )
         if not self.state["thresholds"]:

@@ -49,7 +49,8 @@ def unfit_steps(
     idle = [step.index for step in steps if not step.is_first and not step.grows.get(step.branch)]
     if idle and not found:
         found.append(
-            f"method '{name}' learns new classes in every later step; step {idle[0]} has no new class"
+            f"method '{name}' learns new classes in every later step; step {idle[0]} has no new class; leave "
+            "the step out, or choose another method"
         )
     return found
 

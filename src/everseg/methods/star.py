@@ -88,8 +88,8 @@ class STAR(Method):
         known = 0 if self.old.kept is None else len(self.old.kept.number)
         if known != ctx.step.num_old(ctx.step.branch):
             raise ConfigError(
-                f"method 'star' draws features of the {ctx.step.num_old(ctx.step.branch) - 1} old classes, and has "
-                f"statistics of {max(known - 1, 0)}; it goes on from steps that it has trained itself"
+                f"method 'star' needs statistics of the {ctx.step.num_old(ctx.step.branch) - 1} old classes, and has "
+                f"those of {max(known - 1, 0)}; train the steps before with star, too"
             )
         self.old.make_plan(ctx, self.old_logit, self.background_decay)
 

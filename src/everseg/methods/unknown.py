@@ -123,7 +123,8 @@ def check_step(name: str, step: Step) -> str:
         )
     if not step.is_first and not step.grows.get(branch):
         raise ConfigError(
-            f"method '{name}' adds a classifier in every later step; step {step.index} has no new class"
+            f"method '{name}' adds a classifier in every later step; step {step.index} has no new class; "
+            "leave the step out, or choose another method"
         )
     return branch
 

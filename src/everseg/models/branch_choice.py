@@ -113,15 +113,16 @@ def _feature_distances(model: SegmentationModel, image: Tensor, names: Sequence[
     missing = [name for name in names if name not in known]
     if missing or not names:
         raise ConfigError(
-            "the branch cannot be inferred: the encoder has no batch norms per branch, and no statistics of features "
-            f"are stored for {', '.join(missing) or 'it'}; name the branch. A run over domains stores them, "
-            "and an export with the training images at hand: export again with this everseg, and extend that bundle"
+            "the branch cannot be found from the image: the model has no batch norms of its own for each branch, and "
+            f"no statistics of features are stored for {', '.join(missing) or 'it'}; name the branch (--domain). A run "
+            "over domains stores them, and so does an export with the training images at hand: export again with this "
+            "everseg, and extend that bundle"
         )
     features = features_of(model, image)
     if features.shape[1] != len(known[names[0]].mean):
         raise ConfigError(
-            f"the branch cannot be inferred: the stored statistics are of {len(known[names[0]].mean)} features, and "
-            f"the encoder gives {features.shape[1]}; name the branch"
+            f"the branch cannot be found from the image: the stored statistics are of {len(known[names[0]].mean)} "
+            f"features, and the encoder gives {features.shape[1]}; name the branch (--domain)"
         )
     return mahalanobis(features, {name: known[name] for name in names})
 

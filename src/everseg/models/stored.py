@@ -110,7 +110,7 @@ class Sizes:
             for place, value in enumerate(options):
                 self.check(value, f"{key}[{place}]")
         elif type(options) is int and abs(options) > max(self.elements, 2**16):
-            raise TooLargeError(f"{key} is {str(options)[:20]}, far more than its weights hold")
+            raise TooLargeError(f"{key}: {str(options)[:20]} is far more than its weights hold")
 
 
 class TooLargeError(CheckpointError):

@@ -186,6 +186,33 @@ def rows(told: Told) -> Rows:
     ]
 
 
+def kept_rows(told: Told) -> Rows:
+    """Make a row per class of each branch that the deployed model had, where there are several branches; else []."""
+    branches = list(told.step.spaces)
+    if len(branches) < 2:
+        return []
+    found: Rows = []
+    for name, figures in told.step.kept.get("classes", {}).items():
+        # Of a bundle with a single branch the names stand alone; its branch is the first one.
+        branch, sign, short = name.partition(": ")
+        if not sign or branch not in branches:
+            branch, short = branches[0], name
+        background = told.step.spaces[branch].background
+        if background is not None and short == told.step.spaces[branch].names[background]:
+            continue
+        found.append(
+            {
+                "branch": branch,
+                "class": short,
+                "IoU before": in_percent(figures.get("deployed")),
+                "IoU after": in_percent(figures.get("new")),
+                "agreement": in_percent(figures.get("agreement")),
+                "kept": NOT_MEASURED if figures.get("share") is None else in_percent(figures["share"]),
+            }
+        )
+    return found
+
+
 def start(results: Results) -> str:
     """Name the bundle that the run began with, with the beginning of its digest."""
     first = results.steps[0].index - 1

@@ -598,7 +598,10 @@ def _pixels(
         )
     both = np.concatenate(features)
     if not np.isfinite(both).all():
-        raise CheckpointError("the model's features are not finite numbers; the training of a step diverged")
+        raise CheckpointError(
+            "the model's features are not finite numbers, so the training of a step failed; look at its "
+            "loss in report.html"
+        )
     counts = [len(part) for part in features]
     domain, label = (np.repeat(np.array([part[i] for part in parts], np.int64), counts) for i in (0, 1))
     return Pixels(both[:, 0], both[:, 1], label, domain, classes, domains)

@@ -14,14 +14,13 @@ from everseg.reports.compare.columns import parts
 from everseg.reports.compare.cost import IMAGES, STEP_TIME
 from everseg.reports.kinds import Words
 from everseg.reports.numbers import (
-    KIND_TEXT,
-    KINDS,
     Flow,
     Rows,
     class_rows,
     flow_rows,
     new_flows,
     old_flows,
+    shares_of,
 )
 from everseg.runs.results import Track
 
@@ -146,10 +145,11 @@ def classes_chart(
     return _drawn(chart, charts.bars, [bar for _, _, bar in kept], heads)
 
 
-def flow_charts(track: Track, key: str, only: Sequence[str] | None = None) -> list[Chart]:
+def flow_charts(track: Track, key: str, words: Words, only: Sequence[str] | None = None) -> list[Chart]:
     """Draw what the last model predicts on the pixels of old classes and on those of all others.
 
     Args:
+        words: what the page says of this kind of run.
         only: names of the classes to show; default all.
     """
     shown = set(track.space.names if only is None else only)
@@ -157,35 +157,37 @@ def flow_charts(track: Track, key: str, only: Sequence[str] | None = None) -> li
         [flow for flow in found if track.space.names[flow.train_id] in shown]
         for found in (old_flows(track), new_flows(track))
     )
-    step = track.steps[-1]
-    what = f"What the model of step {step} predicts on the pixels of every class"
+    what = f"What {words.model.format(step=track.steps[-1])} predicts on the pixels of every class"
     apart = bool(old) or only is not None
     taken = "What new classes are taken for" if apart else "What classes are taken for"
     learnt = " learnt in that step" if apart else ""
     found = [
         _flow_chart(
-            track, f"{key}-flow", old, "What old classes turned into", f"{what} known before that step"
+            track, f"{key}-flow", old, "What old classes turned into", f"{what} known before that step", words
         ),
-        _flow_chart(track, f"{key}-taken", rest, taken, f"{what}{learnt}"),
+        _flow_chart(track, f"{key}-taken", rest, taken, f"{what}{learnt}", words),
     ]
     return [chart for chart in found if chart is not None]
 
 
-def _flow_chart(track: Track, key: str, flows: Sequence[Flow], title: str, what: str) -> Chart | None:
+def _flow_chart(
+    track: Track, key: str, flows: Sequence[Flow], title: str, what: str, words: Words
+) -> Chart | None:
     if not flows:
         return None
-    used = [number for number in range(len(KINDS)) if any(flow.shares[number] for flow in flows)]
+    shares = {flow.train_id: shares_of(flow, words.together) for flow in flows}
+    names = list(next(iter(shares.values())))
+    used = [n for n, name in enumerate(names) if any(one[name] for one in shares.values())]
     kept = sorted(flows, key=lambda flow: flow.shares[0])[: charts.MOST_BARS]
-    legend = [
-        (_colour(_FLOW_COLOURS[n] - 1) if _FLOW_COLOURS[n] else "var(--muted)", KIND_TEXT[KINDS[n]])
-        for n in used
-    ]
+    legend = [(_colour(_FLOW_COLOURS[n] - 1) if _FLOW_COLOURS[n] else "var(--muted)", names[n]) for n in used]
     caption = (
         f"{what}, in percent of the class's true pixels (rows of the confusion counts). The class that is right least "
         "often comes first."
     )
-    chart = Chart(key, title, caption, legend, flow_rows(track, flows))
-    rows = {track.space.names[flow.train_id]: [flow.shares[n] for n in used] for flow in kept}
+    chart = Chart(key, title, caption, legend, flow_rows(track, flows, words.together))
+    rows = {
+        track.space.names[flow.train_id]: [shares[flow.train_id][names[n]] for n in used] for flow in kept
+    }
     return _drawn(chart, charts.stacks, rows, [_FLOW_COLOURS[n] for n in used])
 
 

@@ -285,13 +285,14 @@ def _add_extension(result: page.Page, results: Results) -> None:
     result.sentence = extension.sentence(told[0])
     result.cards = extension.cards(told[0])
     result.notes += extension.notes(told[0], results.config.method.name)
+    result.parts[0].branches = extension.kept_rows(told[0])
     for part, one, track in zip(result.parts, told, results.tracks, strict=True):
         part.taught, part.compared = numbers.taught_rows(one.taught), extension.rows(one)
         if one.hidden or one.step.others or not one.taught:
             part.steps = part.shown_steps = []
         if one.hidden or one.step.others:
             # Pixels without a label may show old classes: only what the new classes are taken for is known.
-            part.charts = figures.flow_charts(track, part.key, [new.name for new in one.taught])
+            part.charts = figures.flow_charts(track, part.key, result.words, [new.name for new in one.taught])
             part.confusion, part.counts = None, []
             part.images = part.class_images = []
 
@@ -345,7 +346,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     task = ("explicit steps" if not isinstance(scenario.task, str) else scenario.task) if not domains else ""
     facts = [
         ("kind of run", str(kind)),
-        ("method", _method(config.method.name, scenario)),
+        ("method", config.method.name),
         ("data", ", ".join(results.in_order(domains)) if domains else config.data.dataset),
         ("task", task),
         ("protocol", "" if domains or kind in (Kind.FIRST, Kind.REFINEMENT) else scenario.protocol),
@@ -466,7 +467,7 @@ def _part(
     charts = [
         figures.steps_chart(track, f"{key}-steps"),
         figures.classes_chart(track, f"{key}-classes", WORDS[kind], joint=bound, before=before),
-        *figures.flow_charts(track, key),
+        *figures.flow_charts(track, key, WORDS[kind]),
     ]
     rows = numbers.step_rows(track)
     return page.Part(
@@ -483,6 +484,8 @@ def _part(
         turns=numbers.turn_rows(track),
         counts=numbers.count_rows(track),
         confusion=numbers.confusion(track),
+        parted=not WORDS[kind].together and len(track.space.groups) > 1,
+        counts_background=track.counts_background,
         images=numbers.image_rows(images),
         class_images=numbers.class_image_rows(images, track),
         charts=[chart for chart in charts if chart is not None],
@@ -531,7 +534,7 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
         found |= {f"{stem}steps": part.steps, f"{stem}step-matrix": part.matrix,
                   f"{stem}step-matrix-no-background": part.matrix_plain,
                   f"{stem}new-classes": part.taught, f"{stem}before-after": part.compared,
-                  f"{stem}forgetting": part.groups,
+                  f"{stem}branches": part.branches, f"{stem}forgetting": part.groups,
                   f"{stem}confusion-rises": part.turns,
                   f"{stem}confusion-counts": part.counts,
                   f"{stem}images": part.images, f"{stem}images-per-class": part.class_images,

@@ -58,6 +58,10 @@ class Words:
     """What the earlier value per class is; "" where there is none."""
     pictures: str
     """Heading of the test images."""
+    model: str
+    """Which model the last one is. "{step}" is its step."""
+    together: bool
+    """Whether one training taught all classes, so that none was learnt before another."""
     models: str
     """Which models predict these images. "{steps}" are the numbers of the steps."""
     compared: str
@@ -105,6 +109,8 @@ WORDS: Mapping[Kind, Words] = {
         per_class="IoU of each class after the training, in percent",
         mark="",
         pictures="Test images and what the model makes of them",
+        model="the model",
+        together=True,
         models="the trained model",
         compared="The last column says where the model is right.",
         changes=_ONE_MODEL,
@@ -118,6 +124,8 @@ WORDS: Mapping[Kind, Words] = {
         per_class=_AFTER,
         mark="when it was learnt",
         pictures="Test images through every step's model",
+        model="the model of step {step}",
+        together=False,
         models="the models of steps {steps}",
         compared="The last column compares the last step with the steps before it. Before: after at least one of them.",
         changes=_OVER_STEPS,
@@ -131,6 +139,8 @@ WORDS: Mapping[Kind, Words] = {
         per_class=f"{_AFTER}, on the images of this domain",
         mark="when it was first tested",
         pictures="Test images through every step's model",
+        model="the model of step {step}",
+        together=False,
         models="the models of steps {steps}",
         compared="The last column compares the last step with the steps before it that knew the domain.",
         changes=_OVER_STEPS,
@@ -146,6 +156,8 @@ WORDS: Mapping[Kind, Words] = {
         per_class="IoU of each class with the extended model, on the new test images, in percent",
         mark="with the deployed model",
         pictures="New test images through the deployed model and its extension",
+        model="the extended model",
+        together=False,
         models="the deployed model and its extension (steps {steps})",
         compared="The last column compares the extension with the deployed model.",
         changes=_EXTENDED,
@@ -159,6 +171,8 @@ WORDS: Mapping[Kind, Words] = {
         per_class="IoU of each class with the refined model, on the new test images, in percent",
         mark="with the deployed model",
         pictures="New test images through the deployed model and the refined one",
+        model="the refined model",
+        together=False,
         models="the deployed model and the refined one (steps {steps})",
         compared="The last column compares the refined model with the deployed one.",
         changes=_EXTENDED,
@@ -177,6 +191,8 @@ WORDS: Mapping[Kind, Words] = {
         per_class="IoU of each class after the training, in percent",
         mark="",
         pictures="Test images and what the model makes of them",
+        model="the model",
+        together=True,
         models="the jointly trained model",
         compared="The last column says where the model is right.",
         changes=_ONE_MODEL,
@@ -192,6 +208,8 @@ WORDS: Mapping[Kind, Words] = {
         per_class="IoU of each class with the model of this domain, in percent",
         mark="",
         pictures="Test images and what the model of their domain makes of them",
+        model="the model of this domain",
+        together=True,
         models="the model of their own domain",
         compared="The last column says where the model is right.",
         changes=_ONE_MODEL,

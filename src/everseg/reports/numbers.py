@@ -164,13 +164,28 @@ def old_turns(track: Track) -> list[Turn]:
     return turns(track.counts[-1], [track.counts[track.at_birth(c)] for c in track.old])
 
 
-def flow_rows(track: Track, found: Sequence[Flow]) -> Rows:
+def shares_of(flow: Flow, together: bool) -> dict[str, float]:
+    """Name the shares of a class's true pixels, in the order of `KINDS`.
+
+    Args:
+        together: all classes were taught at once, so that none was learnt before another.
+    """
+    if together:
+        return {
+            KIND_TEXT["right"]: flow.shares[0],
+            KIND_TEXT["background"]: flow.shares[1],
+            OTHERS: sum(flow.shares[2:]),
+        }
+    return {KIND_TEXT[kind]: share for kind, share in zip(KINDS, flow.shares, strict=True)}
+
+
+def flow_rows(track: Track, found: Sequence[Flow], together: bool = False) -> Rows:
     """Make rows of flows, with the names of the wrong classes that are predicted most."""
     counts, names = track.counts[-1], track.space.names
     return [
         {
             "class": names[flow.train_id],
-            **{KIND_TEXT[kind]: in_percent(share) for kind, share in zip(KINDS, flow.shares, strict=True)},
+            **{name: in_percent(share) for name, share in shares_of(flow, together).items()},
             "taken for": taken_for(counts[flow.train_id], flow.train_id, names),
             "test pixels": flow.pixels,
         }
@@ -192,6 +207,8 @@ def taken_for(row: np.ndarray, truth: int, names: Sequence[str], most: int = 3) 
     return ", ".join(f"{names[c]} {share(row[c] / total)}" for c in wrong[:most])
 
 
+OTHERS = "other classes"
+"""What the last three of `KINDS` are together, where all classes were taught at once."""
 KIND_TEXT = {
     "right": "right",
     "background": "background",
@@ -236,6 +253,11 @@ class Confusion:
     """The same as points above the share when the class was learnt; None unless the pair is among those that grew."""
     left_out: int = 0
     """How many classes are not shown."""
+
+    @property
+    def grew(self) -> bool:
+        """Whether a pair is marked."""
+        return any(rise is not None for row in self.rises for rise in row)
 
     @property
     def size(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -103,10 +104,16 @@ class Part:
     """The columns of `groups` that the page shows."""
     compared: Rows = field(default_factory=list)
     """The deployed model and its extension on the new images, class by class; [] in other runs."""
+    branches: Rows = field(default_factory=list)
+    """What is left of each branch that the deployed model had; [] unless the model has several."""
     confusion: Confusion | None = None
     """The confusion matrix after the last step; None with a single class."""
     joint: str = ""
     """Name of the joint run whose row ends the matrix; "" where none is known."""
+    parted: bool = False
+    """Whether some of the classes were learnt before others."""
+    counts_background: bool = False
+    """Whether the means count a background."""
     images: Rows = field(default_factory=list)
     """Scores of single images over all classes; [] where the counts of images are not stored."""
     class_images: Rows = field(default_factory=list)
@@ -183,6 +190,15 @@ class Page:
         return [one for one in self.findings if one.light is Light.GREEN]
 
 
+def _whole(value: Any) -> Any:
+    """Make a text printable, and keep a number and its % on one line."""
+    return (
+        value
+        if hasattr(value, "__html__")
+        else re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", str(printable(value)))
+    )
+
+
 def environment() -> Environment:
     """Make the environment that renders the page templates. It escapes every text."""
     found = Environment(
@@ -191,7 +207,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value if hasattr(value, "__html__") else printable(value),
+        finalize=_whole,
     )
     found.filters["cell"] = cell
     found.tests |= {"is_number": is_number, "column_of": column_of_numbers}

@@ -382,9 +382,9 @@ def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int
         ]
         track, extends = known[name], any(one.old is not None for one in mine)
         start = mine[0].deployed
-        last = (
-            f"after step {steps[-1]}" if start is None else "extended model" if extends else "refined model"
-        )
+        last = f"after step {steps[-1]}" if len(steps) > 1 else "prediction"
+        if start is not None:
+            last = "extended model" if extends else "refined model"
         titles = [
             last if step == steps[-1] else "deployed model" if step == start else f"after step {step}"
             for step in steps

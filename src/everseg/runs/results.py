@@ -620,10 +620,10 @@ class Track:
 
     @property
     def group_titles(self) -> list[str]:
-        """Title of each growth: its step, or its number if one step taught several growths (joint training)."""
+        """Title of each growth: its step, or its number if one test saw several (joint training, extensions)."""
         born = self.born
         if len(set(born)) < len(born):  # growths of the same step would get the same title
-            return [f"group {number}" for number in range(len(born))]
+            return [f"classes of step {number}" for number in range(len(born))]
         return [f"learnt in step {step}" for step in born]
 
     def group_names(self, group: int) -> list[str]:

@@ -250,7 +250,7 @@ def _add(plan: _Plan, step: StepConfig, number: int) -> list[str]:
     if given is not None:
         ids, problems = resolve_classes(given, labels, f"{where}.{key}")
         if not given:
-            problems.append(f"{where}.{key}: teaches no class")
+            problems.append(f"{where}.{key}: teaches no class; name at least one, or leave it out")
     twice = [labels.names[raw] for raw in ids if any(raw in group for group in taught or ())]
     if twice:
         problems.append(f"{where}.add: taught before from domain '{domain}': {', '.join(twice)}")

@@ -66,6 +66,7 @@ def unfit_for_memory(steps: Sequence[Step], memory: MemoryConfig) -> list[str]:
         )
     if any(step.fresh for step in steps[1:]):
         problems.append(
-            "scenario.memory: a step starts from scratch and would be trained on images of earlier ones"
+            "scenario.memory: each step starts from scratch here, and the memory would train it on images "
+            "of earlier ones; leave the memory out"
         )
     return problems

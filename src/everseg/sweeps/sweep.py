@@ -294,12 +294,12 @@ def _check_resources(jobs: int, on: str, cpus: int | None, gpus: float | None) -
         problems.append(f"--jobs: expected at least 1, got {jobs}")
     if on == "ray" and jobs > 1:
         problems.append(
-            "--jobs: counts runs of this machine; Ray runs as many as have room, see --cpus and --gpus"
+            "--jobs: it counts runs of this machine, and Ray itself runs as many as have room; use --cpus and --gpus"
         )
     if cpus is not None and not 1 <= cpus <= MOST_THREADS:
         problems.append(f"--cpus: expected 1 to {MOST_THREADS}, got {cpus}")
     if gpus is not None and on != "ray":
-        problems.append("--gpus: only Ray is asked for GPUs (--ray)")
+        problems.append("--gpus: only Ray is asked for GPUs; add --ray, or leave --gpus out")
     elif gpus is not None and not 0 <= gpus <= 1:
         problems.append(f"--gpus: a run is one process: expected 0, 1 or a share such as 0.5, got {gpus:g}")
     if problems:

@@ -101,7 +101,7 @@ def build(
         raise ConfigError([f"data.options.{problem}" for problem in problems])
     tool = tool or find_tool(base)
     if tool is None:
-        raise DataError(f"{base}: no export of {', '.join(TOOLS)} there")
+        raise DataError(f"{base}: no export of {', '.join(TOOLS)} there; name the folder that the tool wrote")
     index = FileIndex(base, follow_links=reading.follow_links)
     found, listed, said = _parsed(base, tool, index, reading)
     names = _class_list(found, listed) if classes is None else _given_classes(classes)
@@ -226,7 +226,9 @@ def _parsed(base: Path, tool: str, index: FileIndex, reading: Reading) -> Parsed
             "\n  ".join(faults if len(faults) == 1 else [counted(len(faults), "faulty file"), *faults[:20]])
         )
     if not found:
-        raise DataError(f"{base}: no annotation of {tool} there")
+        raise DataError(
+            f"{base}: no annotation of {tool} there; name the folder that the tool wrote, or another tool"
+        )
     return found, _listed_classes(base, tool), []
 
 
@@ -438,7 +440,9 @@ def _class_list(found: Sequence[Found], listed: Sequence[str]) -> list[str]:
         if not is_background_name(name) and not is_void_name(name) and find_name(name, names) is None:
             names.append(name)
     if not names:
-        raise DataError("the annotations hold no object of any class")
+        raise DataError(
+            "the annotations hold no object of any class; export images on which something is drawn"
+        )
     return _given_classes(names)
 
 
@@ -511,7 +515,10 @@ def _items(
             )
         )
     if not items:
-        raise DataError(f"{base}: none of the annotated images is there")
+        raise DataError(
+            f"{base}: none of the annotated images is there; put them into the folder (exports of annotations alone do "
+            "not hold them)"
+        )
     stems = [item[0][0] for _, item in items.values()]
     if len(set(stems)) < len(stems):  # a.jpg and a.png
         items = {p: (s, ((p, *item[0][1:]), *item[1:])) for p, (s, item) in items.items()}

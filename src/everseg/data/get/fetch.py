@@ -112,7 +112,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if not newurl.startswith(("http://", "https://")) or (
             req.full_url.startswith("https://") and not newurl.startswith("https://")
         ):
-            raise DataError(f"{req.full_url}: redirects to {newurl}, which is not followed")
+            raise DataError(
+                f"{req.full_url}: redirects to {newurl}, which is not followed because it is less safe; fetch it "
+                "by hand"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -121,7 +124,7 @@ def _transfer(
 ) -> None:
     """One connection: append what is missing to `part`."""
     if not url.startswith(("http://", "https://")):
-        raise DataError(f"{url}: only http and https addresses can be fetched")
+        raise DataError(f"{url}: only http:// and https:// addresses can be fetched")
     notes = _read_notes(part)
     have = _size(part)
     # Resume only what came from this address and can be recognised, by the server or by the checksum.
@@ -197,7 +200,7 @@ def _append(
                 break
             have += len(block)
             if have > (LARGEST if total is None else total):
-                raise DataError(f"{response.url}: the server sends more than it announced")
+                raise DataError(f"{response.url}: the server sends more than it announced; try again")
             try:
                 file.write(block)
             except OSError as error:

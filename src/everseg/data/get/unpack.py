@@ -114,7 +114,9 @@ def _unpack(archive: Path, scratch: Path, limits: Limits) -> int:
             entries = _tar_entries(raw)
         for number, entry in enumerate(entries, 1):
             if number > limits.entries:
-                raise ArchiveError(f"{archive}: more than {limits.entries} entries; it is not unpacked")
+                raise ArchiveError(
+                    f"{archive}: more than {limits.entries} entries; it is not unpacked. Is it the right archive?"
+                )
             parts = [] if entry.problem else _parts(entry, archive, limits)
             if entry.problem:
                 raise _refusal(archive, entry, entry.problem)
@@ -185,7 +187,7 @@ def _zip_entries(raw: IO[bytes], archive: Path, budget: int) -> Iterator[_Entry]
             largest = max(infos, key=lambda info: info.file_size)
             raise ArchiveError(
                 f"{archive}: entry {largest.filename!r} and the others would unpack to more than {budget} bytes; "
-                "it is not unpacked"
+                "it is not unpacked. Is it the right archive?"
             )
         for info in infos:
             kind = stat.S_IFMT(info.external_attr >> 16)

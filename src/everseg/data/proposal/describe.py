@@ -172,7 +172,9 @@ def propose(root: Path, *, follow_links: bool = False, progress: Progress | None
         return Proposal(root, found, Values())
     values = mask_values(root, found.masks, follow_links=follow_links, progress=progress)
     if not values.ids and not values.colours:
-        raise DataError(f"{root}: no mask can be used: {some(list(values.faults), 5, '; ')}")
+        raise DataError(
+            f"{root}: no mask can be read, so there is nothing to propose: {some(list(values.faults), 5, '; ')}"
+        )
     return _proposed(root, found, values)
 
 

@@ -101,11 +101,11 @@ function paint() {
     const row = document.createElement("tr"), colour = document.createElement("i");
     colour.style.background = `rgb(${one.colour})`;
     const share = `${(100 * counts[one.id] / mask.length).toFixed(1)} %`;
-    row.append(...[colour, one.name, share].map((part) => {
-      const cell = document.createElement("td");
-      cell.append(part);
-      return cell;
-    }));
+    const name = document.createElement("th"), cell = document.createElement("td");
+    name.scope = "row";
+    name.append(colour, one.name);
+    cell.append(share);
+    row.append(name, cell);
     return row;
   }));
 }

@@ -193,11 +193,13 @@ async function offer(turn, { parts, table, problems, differing, done, whole }) {
   URL.revokeObjectURL(at("zip").href);
   Object.assign(at("zip"), { href: URL.createObjectURL(zip(files)), download: "everseg-results.zip", hidden: !done });
   at("stop").hidden = true;
-  at("doing").textContent = `${done} of ${whole} images are done`;
+  const apart = most.filter((one) => one.part).length; // the first of `most`
+  const same = most.length && !apart ? "; A and B agree everywhere" : "";
+  at("doing").textContent = `${done} of ${whole} images are done${same}`;
   at("problems").replaceChildren(...problems.map((one) => make("li", {}, one)));
   at("problems").hidden = !problems.length;
-  at("images").replaceChildren(...most.slice(0, PAIRS).map((one, place) => make("tr", {}, make("td", {}, one.name), make("td", {}, texts[place]))));
-  at("differing").hidden = !most.length;
+  at("images").replaceChildren(...most.slice(0, Math.min(PAIRS, apart)).map((one, place) => make("tr", {}, make("td", {}, one.name), make("td", {}, texts[place]))));
+  at("differing").hidden = !apart;
 }
 
 const text = (lines) => new TextEncoder().encode(`${lines.join("\n")}\n`);
