@@ -500,6 +500,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     monkeypatch.setitem(sys.modules, "ray", made)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", "nowhere")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     return made
 
 
@@ -523,6 +524,24 @@ def test_ray_gets_the_runs_as_tasks_with_all_that_they_need(
     assert places["log"] == tmp_path / "mine/logs/demo-ft-s0.log"
     assert places["environment"]["EVERSEG_CACHE"] == "cache"
     assert places["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(("token", "mode"), [(True, "token"), (False, None)])
+def test_a_token_of_this_machine_is_given(
+    fake: Fake,
+    engine: FakeRay,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    token: bool,
+    mode: str | None,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    if token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("x")
+    assert sweep_here(tmp_path / "mine", ["ft"], on="ray").runs[0].state == "finished"
+    assert os.environ.get("RAY_AUTH_MODE") == mode
 
 
 def test_gpus_are_asked_for_where_the_cluster_has_them(fake: Fake, engine: FakeRay, tmp_path: Path) -> None:

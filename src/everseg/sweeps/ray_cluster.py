@@ -56,6 +56,10 @@ def ray(
     try:
         # Ray reports its use to its makers unless told otherwise; everseg sends nothing that nobody asked for.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # `ray start` asks for a token as soon as this machine has one, but a program that connects gives it only where
+        # it is told to, and else waits for ever. A cluster that asks for none takes no notice.
+        if Path.home().joinpath(".ray", "auth_token").is_file():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         engine = importlib.import_module("ray")
     except ImportError:
         raise ConfigError("--ray needs Ray: pip install 'everseg[ray]'") from None
