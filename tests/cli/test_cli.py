@@ -178,7 +178,7 @@ def test_predict_needs_a_folder_to_write_to(everseg: Outcome, api: dict[str, Any
     must_say(out, "1 image", "in out")
     given = {"step": 0, "builder": None, "domain": "dusk", "infer_domain": False, "quiet": False,
              "extra": {"proposals": "maps", "depth": "a=b"}, "precision": None, "require_signature": None,
-             "format": "masks"}  # fmt: skip
+             "format": "masks", "window": None}  # fmt: skip
     assert api["calls"] == [("predict", (Path("runs/x"), [Path("a.png"), Path("b")], Path("out")), given)]
     for wrong in ("proposals", "=maps", "proposals="):
         code, _, err = everseg("predict", "runs/x", "a.png", "-o", "out", "--extra", wrong)

@@ -119,6 +119,10 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
         return folder
     if config.train.shard and accelerator.num_processes == 1:
         progress.message("note: train.shard does nothing with a single process")
+    elif config.train.shard and accelerator.device.type != "cpu":
+        progress.message(
+            "warning: train.shard has been tried on CPUs only; compare a few iterations with train.shard=false"
+        )
     if config.train.precision == "bf16" and not computes_bf16(accelerator.device):
         progress.message(
             "warning: this processor has no bf16 instructions and imitates them, several times slower than fp32; "
