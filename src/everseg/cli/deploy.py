@@ -70,11 +70,11 @@ def export(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="For that: a data.yaml, a data set, or a folder of images; default the run's data.",
+            help="Images for --precision: a data.yaml, a data set, or a folder; default the run's.",
         ),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(min=0, metavar="POINTS", help="Points that a smaller file may lose.")
+        float, typer.Option(min=0, metavar="POINTS", help="Points of mIoU that a smaller file may lose.")
     ] = 1.0,
     model: Builder = None,
     as_json: Json = False,
@@ -118,7 +118,7 @@ def extend(
     drop: Annotated[str, typer.Option(metavar="A,B", help="Classes that the model loses.")] = "",
     merge: Annotated[
         list[str] | None,
-        typer.Option(metavar="A,B=C", help="Classes that become one, of the name C; may be repeated."),
+        typer.Option(metavar="A,B=C", help="Classes that become one class, named C; may be repeated."),
     ] = None,
     rename: Annotated[
         list[str] | None, typer.Option(metavar="A=B", help="A new name of a class; may be repeated.")
@@ -130,14 +130,14 @@ def extend(
     how: Annotated[
         Literal["quick", "balanced", "thorough"] | None,
         typer.Option(
-            help="Instead of a method: classifiers alone, the default, or with images of earlier steps."
+            help="Instead of --method: train classifiers alone; as by default; or with earlier images."
         ),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Instead of both: the time it may take here (90s, 10min, 2h); it is measured.",
+            help="Instead of both: take the most thorough way that fits this time here (90s, 10min).",
         ),
     ] = None,
     dry_run: Annotated[
@@ -153,7 +153,7 @@ def extend(
     ] = None,
     keep_each_at_least: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="The same of every old class that can be judged."),
+        typer.Option(metavar="SHARE", help="The same share, for every old class that can be judged."),
     ] = None,
     old_val: Annotated[
         list[str] | None,
@@ -351,14 +351,12 @@ def bench(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to measure.")],
     size: Annotated[
         str | None,
-        typer.Option(
-            metavar="HEIGHTxWIDTH", help="Of the image; default what the model is made for, or 512x512."
-        ),
+        typer.Option(metavar="HEIGHTxWIDTH", help="Size of the image; default the model's own, or 512x512."),
     ] = None,
     domain: Domain = None,
     runs: Annotated[int, typer.Option(min=5, help="Timed runs of each form.")] = 20,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Default every processor that the process may use.")
+        int | None, typer.Option(min=1, help="CPU threads; default one for each usable processor.")
     ] = None,
     model: Builder = None,
     as_json: Json = False,
@@ -471,7 +469,7 @@ def serve(
         int, typer.Option(min=1, help="Predictions at a time; above 1 each in a process of its own.")
     ] = 1,
     timeout: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="What one prediction may take.")
+        float, typer.Option(min=1, metavar="SECONDS", help="Time that one prediction may take.")
     ] = 120.0,
     quiet: Quiet = False,
 ) -> None:

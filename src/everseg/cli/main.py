@@ -211,7 +211,7 @@ def predict(
     window: Annotated[
         int | None,
         typer.Option(
-            min=64, metavar="PIXELS", help="See large images through windows of this side; bounds memory."
+            min=64, metavar="PIXELS", help="Look at windows of this side one by one, to need less memory."
         ),
     ] = None,
     as_json: Json = False,

@@ -295,19 +295,22 @@ def unfit_for_shards(train: TrainConfig, method: str, *, reads_gradients: bool, 
         return []
     problems = []
     if train.precision == "fp16":
-        problems.append("train.shard: the loss scaling of fp16 knows no shards; use bf16 or fp32")
+        problems.append(
+            "train.shard: the loss scaling of fp16 does not work with shards; set train.precision=bf16 or fp32"
+        )
     if train.sync_norm:
         problems.append(
-            "train.shard: norms that are synchronised over processes are not cut; set train.sync_norm=false"
+            "train.shard: norms that are synchronised over processes cannot be cut into shards; set "
+            "train.sync_norm=false"
         )
     if domains:
         problems.append(
-            "train.shard: a run over domains is not cut, because its weights were not those of the whole network in "
-            "trials; leave train.shard out"
+            "train.shard: it does not take runs over domains, because in trials it gave other weights than training "
+            "without it; leave train.shard out"
         )
     if reads_gradients:
         problems.append(
-            f"train.shard: method '{method}' reads whole weights and their gradients in every iteration, and each "
-            "process holds a part of them only; leave train.shard out, or take another method"
+            f"train.shard: method '{method}' reads whole weights and their gradients in every iteration, but each "
+            "process holds only a part of them; leave train.shard out, or take another method"
         )
     return problems

@@ -491,9 +491,13 @@ class StepJob:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         phase.load(path)  # first: weights of another model are refused by their names and shapes
-        load_optimizer_state(
-            phase.optimizer, phase.model, load_tensors(path / "optim.safetensors"), state["optimizer"]
-        )
+        tensors = load_tensors(path / "optim.safetensors")
+        try:
+            load_optimizer_state(phase.optimizer, phase.model, tensors, state["optimizer"])
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{path}: {error}; delete this folder, and the same command continues without it"
+            ) from None
         self.session.progress.message(f"continuing {phase.where} at iteration {start} of {phase.total}")
         return start
 

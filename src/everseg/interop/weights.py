@@ -231,8 +231,8 @@ def _fetched(one: Weights, target: Path) -> list[Path]:
             except EntryNotFoundError:
                 if name in (wanted[0] if wanted else "", WEIGHT_FILES[-1]):
                     raise ConfigError(
-                        f"weights: {one.source} has no {name} any more; look there for its new name, and give it as "
-                        "model.weights=FILE"
+                        f"weights: {one.source} has no {name} any more; look there for the file's new name, download "
+                        "it, and give it as model.weights=FILE"
                     ) from None
                 continue
             except Exception as error:  # the hub's client raises those of whatever it sends requests with

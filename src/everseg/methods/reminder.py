@@ -61,8 +61,7 @@ class REMINDER(EntropyLabels, PodWeights, Method):
             if learns_new(ctx, branch) and branch not in self.state["prototypes"]:
                 raise ConfigError(
                     f"method 'reminder': no prototypes (mean features) of the old classes of '{branch}'; train the "
-                    "steps before with "
-                    "reminder, too"
+                    "steps before with reminder, too"
                 )
         if not self.state["thresholds"]:
             self.state["thresholds"] = find_thresholds(ctx, PseudoRule.of(self))

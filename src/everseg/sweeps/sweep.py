@@ -294,7 +294,7 @@ def _check_resources(jobs: int, on: str, cpus: int | None, gpus: float | None) -
         problems.append(f"--jobs: expected at least 1, got {jobs}")
     if on == "ray" and jobs > 1:
         problems.append(
-            "--jobs: it counts runs of this machine, and Ray itself runs as many as have room; use --cpus and --gpus"
+            "--jobs: it is for runs on this machine alone; Ray runs as many at once as fit, so use --cpus and --gpus"
         )
     if cpus is not None and not 1 <= cpus <= MOST_THREADS:
         problems.append(f"--cpus: expected 1 to {MOST_THREADS}, got {cpus}")
