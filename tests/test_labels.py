@@ -163,7 +163,7 @@ def test_what_is_no_list_of_classes_is_told() -> None:
     must_say(wrong.problems()[-1], "1 'b' and 2 'b'", "one name")
     number, empty = LabelSpace(((0, 1),), ("a", "b", ""), None).problems()
     must_say(number, "3 names", "2 ids")
-    must_say(empty, "without a name")
+    must_say(empty, "no name")
 
 
 def test_the_ignored_id_is_a_constant_and_tables_of_labels_have_one_maker() -> None:

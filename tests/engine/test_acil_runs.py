@@ -96,10 +96,10 @@ def test_bundles_export_to_onnx_and_are_extended(tmp_path, method):
         return
     toy = f"{Path(__file__).with_name('toy.py')}:build"
     longer = everseg.extend(
-        tmp_path / "bundle", data=toy, add=["green"], method="acil", out=tmp_path / "longer", quiet=True,
+        tmp_path / "bundle", data=toy, add=["green"], method="acil", out=tmp_path / "longer", quiet=True, onnx=False,
         overrides=["method.features=24", "train.max_iterations=3"],
     )  # fmt: skip
-    assert longer.bundle.parity
+    assert [one.name for one in longer.taught] == ["green"]
 
 
 @pytest.mark.parametrize(

@@ -116,11 +116,11 @@ def test_an_onnx_file_gives_the_models_masks(trained, tmp_path):
 def test_a_bundle_is_extended_by_one_more_head(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the run of an extension stands in runs/
     pytest.importorskip("onnxruntime")
-    everseg.export(trained.path, step=1, out=tmp_path / "bundle")
+    everseg.export(trained.path, step=1, out=tmp_path / "bundle", onnx=False)
     toy = f"{Path(__file__).with_name('toy.py')}:build"
     longer = everseg.extend(
         tmp_path / "bundle", data=toy, add=["blue"], method="barm", out=tmp_path / "longer", quiet=True,
-        overrides=["method.head_width=8", "train.max_iterations=3"],
+        overrides=["method.head_width=8", "train.max_iterations=3"], onnx=True,
     )  # fmt: skip
     assert longer.bundle.parity
     about = json.loads((tmp_path / "longer" / "classes.json").read_text())

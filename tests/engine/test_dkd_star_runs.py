@@ -59,8 +59,7 @@ def test_a_run_with_memory_has_its_terms_and_its_record(tmp_path, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "memory"), [("dkd", False), ("star", True)])
 def test_killed_runs_continue_to_the_same_bytes(tmp_path, method, memory):
     """In the second step, before and while it is saved: STAR's passes and what it draws begin again from the same."""
     rates = {"lr": 0.02, "lr_next": 0.005}

@@ -236,7 +236,7 @@ def test_it_does_not_go_on_without_statistics_of_the_old_classes(large):
     large.train(method, model, large.steps[0])
     with pytest.raises(ConfigError) as told:
         large.begin(STAR(), model, large.steps[1])
-    must_say(str(told.value), "'star'", "2 old classes", "statistics of 0")
+    must_say(str(told.value), "'star'", "2 old classes", "those of 0")
 
 
 def test_a_step_from_scratch_forgets_the_statistics(large):
