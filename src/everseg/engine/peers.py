@@ -289,7 +289,7 @@ def unfit_for_shards(train: TrainConfig, method: str, *, reads_gradients: bool, 
     Args:
         method: its name.
         reads_gradients: whether the method reads them in every iteration.
-        domains: whether the run is over domains.
+        domains: whether the run is over domains, or its model has several branches.
     """
     if not train.shard:
         return []
@@ -302,8 +302,8 @@ def unfit_for_shards(train: TrainConfig, method: str, *, reads_gradients: bool, 
         )
     if domains:
         problems.append(
-            "train.shard: a run over domains is not cut, because its weights were not those of the whole network in "
-            "trials; leave train.shard out"
+            "train.shard: a run over domains, or of a model with several branches, is not cut, because its weights "
+            "were not those of the whole network in trials; leave train.shard out"
         )
     if reads_gradients:
         problems.append(
