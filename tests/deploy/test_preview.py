@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from everseg.deploy import asked as asked_of
+from everseg.deploy import bundle as bundle_module
 from everseg.deploy import extend
 from everseg.deploy.bundle import open_bundle
 from everseg.errors import CheckpointError
@@ -61,7 +62,7 @@ def test_a_dry_run_asks_for_the_signature_and_for_shares_that_can_be(at, new_dat
     def unsigned(bundle: Path, key: Path) -> None:
         raise CheckpointError(f"{bundle} is not signed with {key}")
 
-    monkeypatch.setattr(extend, "signed", unsigned)
+    monkeypatch.setattr(bundle_module, "signed", unsigned)
     code, _, err = call(*line, "--require-signature", "me.pub")
     assert code == 4
     must_say(err, "bundle", "me.pub")

@@ -313,9 +313,11 @@ def _measure_branches(folder: RunFolder, index: int, contents: Contents, overrid
     found: dict[str, list[Tensor]] = {}
     try:
         branch_of = folder.branch_of(index)
-        for key, images in shown_in_training(folder, overrides, MEASURED).items():
-            # A data set without domains goes by a name of its own. A domain of later steps has no branch yet.
-            branch = branch_of.get(key, model.branches[0] if len(model.branches) == 1 else "")
+        shown = shown_in_training(folder, overrides, MEASURED)
+        # A data set without domains goes by a name of its own. A domain of later steps has no branch yet.
+        only = model.branches[0] if len(model.branches) == len(shown) == 1 else ""
+        for key, images in shown.items():
+            branch = branch_of.get(key, only)
             if branch in model.branches and branch not in model.domain_statistics:
                 features = (features_of(model, image) for image in as_inputs(images, contents.form))
                 found.setdefault(branch, []).extend(features)
