@@ -81,7 +81,13 @@ def test_quick_trains_the_new_classifier_alone(at, new_data, call):
     assert {name for name in after if name not in before} == {
         f"heads.default.classifiers.1.{kind}" for kind in ("weight", "bias")
     }
-    assert open_bundle("bundle-v2").lineage["method"] == "mib"
+    made = open_bundle("bundle-v2")
+    assert made.lineage["method"] == "mib"
+    # the word is that of one extension: the next one trains the whole network again, at its usual rates
+    following = asked_of.configuration(made, new_data, ("crane",), None, "next", how="balanced")
+    usual = asked_of.configuration(open_bundle(at), new_data, ("crane",), None, "next", how="balanced")
+    assert following.method == usual.method
+    assert following.train.lr_factors == usual.train.lr_factors
 
 
 def test_a_word_that_cannot_be_kept_is_refused(at, new_data, call):
