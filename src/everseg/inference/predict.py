@@ -492,7 +492,7 @@ def load(
 
     Raises:
         CheckpointError: the model is missing, damaged, not a model of everseg, or not signed with the key.
-        ConfigError: there is no ONNX file of that precision.
+        ConfigError: there is no ONNX file of that precision, or a step of what is no run is asked for.
     """
     path = Path(path)
     # Everything is read through the manifest that was signed, so that nobody can change a file after the check.
@@ -505,6 +505,9 @@ def load(
         return kind(*folder.load_final(index, builder)[:2], form, folder.branch_of(index))
     if committed is None:
         path = model_folder_at(path)
+    if step is not None:
+        raise ConfigError(f"--step {step}: {path} is one model, not a run of several steps; leave --step out")
+    if committed is None:
         verify(path)
         model, about = load_model(path, builder)
     else:
