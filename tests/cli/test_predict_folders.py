@@ -11,6 +11,7 @@ import pytest
 from miniature import Everseg
 from PIL import Image, ImageFile
 
+from everseg.errors import ConfigError
 from everseg.inference import predict as inference
 from saying import must_say
 
@@ -94,6 +95,14 @@ def test_large_images_are_told_of_and_windows_see_them_in_parts(
         assert (np.asarray(mask) == model.predict(image).ids).all()
     assert model.windows is not None
     assert len(model.windows.starts(150)) > 1
+    with pytest.raises(ConfigError, match="63"):
+        model.see_through(63)
+    monkeypatch.setattr(model, "see", _refuse)
+    assert model.memory_of(10**8) is None
     monkeypatch.setattr(inference, "LARGE", 70 * 150)
     code, _, err = everseg("predict", "runs/x", "wide", "-o", "whole")
     assert "--window" not in err
+
+
+def _refuse(*_: object) -> None:
+    raise ValueError("this network takes no image of 128 x 128")

@@ -93,6 +93,9 @@ def test_a_bundle_is_loaded_and_predicts_like_the_run(run, tmp_path, call):
     code, _, err = call("predict", made, tmp_path / "one.png", "-o", tmp_path / "out")
     assert code == 0, err
     assert json.loads((tmp_path / "out" / "classes.json").read_text())["3"] == "blue"
+    code, _, err = call("predict", made, tmp_path / "one.png", "-o", tmp_path / "early", "--step", "0")
+    assert code == 2
+    must_say(err, "--step", str(made))
 
 
 def test_an_earlier_step_and_a_model_folder_become_bundles_too(run, tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from untrained import picture
 
 import everseg
+from everseg.deploy import asked as asked_module
 from everseg.deploy import export as export_module
 from everseg.deploy.asked import Asked, Place
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
@@ -24,6 +25,7 @@ from everseg.labels import LabelSpace
 from everseg.models.branch_choice import features_of, infer_branch
 from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
+from everseg.models.stored import Sizes
 from everseg.progress import Progress
 from everseg.reports.extension import NOT_MEASURED, Told, kept_rows
 from everseg.runs.commit import load_tensors
@@ -104,15 +106,16 @@ def test_norms_that_branches_share_become_their_own(build, per_branch):
     model.train()(torch.cat([image, image.flip(3)]))
     model.eval()
     drawn = torch.get_rng_state()
-    own = with_own_norms(model, own_norms(model.describe()))
+    sizes = Sizes.of(model.state_dict())
+    own = with_own_norms(model, own_norms(model.describe(), sizes))
     assert torch.equal(torch.get_rng_state(), drawn)
     for branch, output in model(image).items():
         assert torch.equal(own(image)[branch].logits, output.logits)
     shared = {id(weight) for weight in own.shared_parameters()}
     assert not [n for n, w in own.named_parameters() if id(w) in shared and ("bn" in n or "norm" in n)]
-    assert own_norms(own.describe()) is None
-    assert own_norms(deeplabv3_tiny(compensation=True).describe()) is None
-    assert own_norms({"name": "mine", "options": {"per_branch": "head"}, "growth": []}) is None
+    assert own_norms(own.describe(), sizes) is None
+    assert own_norms(deeplabv3_tiny(compensation=True).describe(), sizes) is None
+    assert own_norms({"name": "mine", "options": {"per_branch": "head"}, "growth": []}, sizes) is None
 
 
 def test_the_old_branch_keeps_its_answers_whatever_the_new_images_look_like(at, old_data, call):
@@ -223,6 +226,15 @@ def test_an_export_without_the_images_does_without_statistics(deployed, tmp_path
     must_say(caught.value, "default", "export")
 
 
+def test_images_of_later_domains_say_nothing_of_the_only_branch(deployed, tmp_path, monkeypatch):
+    """A run over domains that was made before they were measured, exported after its first step."""
+    shown = {name: [picture(40, 40)] for name in ("day", "dusk")}
+    monkeypatch.setattr(export_module, "shown_in_training", lambda *_: shown)
+    named = [f"data.dataset={toy.HERE}"]
+    bundle = everseg.export(run_of(deployed), tmp_path / "bundle", onnx=False, overrides=named).path
+    assert everseg.load(bundle).model.domain_statistics == {}
+
+
 def test_the_next_steps_name_the_place(two_branches, old_data, new_data, tmp_path, monkeypatch, call):
     """Without a name it is open which branch the images take."""
     monkeypatch.chdir(tmp_path)
@@ -239,6 +251,9 @@ def test_the_next_steps_name_the_place(two_branches, old_data, new_data, tmp_pat
     code, _, err = call(*line, "--domain", "a.b")
     assert code == 2
     must_say(err, "a.b", "dots")
+    code, _, err = call(*line, "--domain", "line", "train.shard=true")
+    assert code == 2
+    must_say(err, "train.shard", "branches")
     assert list(tmp_path.iterdir()) == []
     code, out, err = call(*line, "--domain", "line", "--old-val", f"line={old_data}", "--json")
     assert code == 0, err
@@ -265,6 +280,18 @@ def test_the_next_steps_name_the_place(two_branches, old_data, new_data, tmp_pat
         "line",
         "complete",
     )
+
+
+def test_overrides_may_name_a_method_that_knows_no_rate_of_shared_weights(
+    two_branches, old_data, monkeypatch
+):
+    """Where the branches cannot have norms of their own, the usual method gets a lower one."""
+    monkeypatch.setattr(asked_module, "own_norms", lambda *_: None)
+    source, place = open_bundle(two_branches), Place("line", "line")
+    usual = asked_module.configuration(source, old_data, (), None, "next", place=place)
+    assert usual.method.options["shared_lr_scale"] == 0.001
+    named = asked_module.configuration(source, old_data, (), None, "next", ("method=lwf",), place=place)
+    assert named.method.name == "lwf"
 
 
 def test_the_nearest_branch_is_the_one_that_labels_the_new_images_best(two_branches, old_data):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from everseg.deploy import asked as asked_of
+from everseg.deploy import bundle as bundle_module
 from everseg.deploy import extend
 from everseg.deploy.bundle import open_bundle
 from everseg.errors import CheckpointError
@@ -61,7 +62,7 @@ def test_a_dry_run_asks_for_the_signature_and_for_shares_that_can_be(at, new_dat
     def unsigned(bundle: Path, key: Path) -> None:
         raise CheckpointError(f"{bundle} is not signed with {key}")
 
-    monkeypatch.setattr(extend, "signed", unsigned)
+    monkeypatch.setattr(bundle_module, "signed", unsigned)
     code, _, err = call(*line, "--require-signature", "me.pub")
     assert code == 4
     must_say(err, "bundle", "me.pub")
@@ -80,7 +81,13 @@ def test_quick_trains_the_new_classifier_alone(at, new_data, call):
     assert {name for name in after if name not in before} == {
         f"heads.default.classifiers.1.{kind}" for kind in ("weight", "bias")
     }
-    assert open_bundle("bundle-v2").lineage["method"] == "mib"
+    made = open_bundle("bundle-v2")
+    assert made.lineage["method"] == "mib"
+    # the word is that of one extension: the next one trains the whole network again, at its usual rates
+    following = asked_of.configuration(made, new_data, ("crane",), None, "next", how="balanced")
+    usual = asked_of.configuration(open_bundle(at), new_data, ("crane",), None, "next", how="balanced")
+    assert following.method == usual.method
+    assert following.train.lr_factors == usual.train.lr_factors
 
 
 def test_a_word_that_cannot_be_kept_is_refused(at, new_data, call):

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,15 +88,16 @@ def test_what_is_read_is_what_was_verified(
         shutil.copytree(forged, signed)
         return found
 
-    for module in (everseg.inference.predict, everseg.deploy.extend):
+    for module in (everseg.inference.predict, everseg.deploy.bundle):
         monkeypatch.setattr(module, "signed", and_swapped)
     with pytest.raises(CheckpointError, match="damaged"):
         everseg.load(signed, require_signature=tmp_path / "mine.pub", precision=precision)
-    shutil.rmtree(signed)
-    shutil.copytree(FIXTURES / "bundle-format-1", signed)
-    everseg.sign(signed, key=tmp_path / "mine")
-    with pytest.raises(CheckpointError, match="signature"):
-        everseg.extend(signed, drop=["car"], require_signature=tmp_path / "mine.pub")
+    for use in (partial(everseg.extend, drop=["car"]), partial(everseg.preview, drop=["car"]), Served):
+        shutil.rmtree(signed)
+        shutil.copytree(FIXTURES / "bundle-format-1", signed)
+        everseg.sign(signed, key=tmp_path / "mine")
+        with pytest.raises(CheckpointError, match="signature"):
+            use(signed, require_signature=tmp_path / "mine.pub")
 
 
 def test_what_predicts_serves_and_extends_asks_for_the_key(

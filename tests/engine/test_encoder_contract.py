@@ -18,7 +18,7 @@ def test_an_encoder_trains_resumes_and_is_extended_from_its_bundle(tmp_path):
 
 @pytest.mark.slow
 def test_a_graph_of_an_encoder_takes_any_size(tmp_path, monkeypatch):
-    """Swin has all that sizes depend on: stride, windows, shifted windows. Two stages trace in half the time of four."""
+    """Swin has all that sizes depend on: strides and shifted windows. Two stages trace in half the time of four."""
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     two = {**CASES["hf:swin"], "depths": [1, 2], "num_heads": [1, 2]}
     monkeypatch.setitem(CASES, "hf:swin", two)

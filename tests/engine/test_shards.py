@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from toy import SEGFORMER, settings
 
 import everseg
 from everseg.config.loading import load
-from everseg.engine import shards  # noqa: F401  takes a second: here, so that no fork need do it
+from everseg.engine import (
+    shards,  # noqa: F401  takes a second: here, so that no fork need do it
+    step,
+)
 from everseg.engine.peers import unfit_for_shards
 from everseg.errors import ConfigError
 from saying import must_say
@@ -70,6 +74,19 @@ def test_shards_give_the_checkpoints_and_results_of_whole_models_and_either_cont
         assert told(capfd) == {"DTensor" if shard else "Tensor"}
     agree(tmp_path / "whole" / "toy", tmp_path / "cut" / "toy")
     assert len(results(tmp_path / "cut" / "toy")) == 16
+
+
+def test_all_processes_gather_the_files_of_a_checkpoint_in_one_order(tmp_path, monkeypatch):
+    """Each has another order of sets. Weights and the optimiser's values have the same shapes: nobody would notice."""
+    gathered = list[str]()
+    monkeypatch.setattr(step, "optimizer_state", lambda *_: ("optim", {}))
+    phase = SimpleNamespace(
+        cut=SimpleNamespace(whole=gathered.append), optimizer=None, model=None,
+        stored=lambda: {"average": "average", "method": "method", "model": "model"},
+    )  # fmt: skip
+    other = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
+    step.StepJob._save(SimpleNamespace(accelerator=other), phase, 1)
+    assert gathered == ["model", "average", "optim"]
 
 
 def test_what_reads_whole_weights_is_refused_with_everything_else_before_anything_is_trained(tmp_path, capfd):

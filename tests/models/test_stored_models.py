@@ -20,6 +20,7 @@ from everseg.labels import LabelSpace
 from everseg.models.adapters.elsewhere import from_elsewhere
 from everseg.models.build import deeplabv3_tiny, erfnet, from_description
 from everseg.models.stored import NetworkRefusedError, Sizes, TooLargeError, no_network, within
+from everseg.runs.model_edits import own_norms
 from everseg.runs.model_folder import load_model
 
 TINY = {"widths": [8, 8, 8, 8], "hidden": 8, "norm": "bn"}
@@ -48,6 +49,7 @@ def test_a_network_larger_than_its_weights_is_refused_before_it_takes_memory(cas
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(CheckpointError):
         from_description(described(**HUGE[case]), sizes=SMALL)
+    assert own_norms(described(**{**HUGE[case], "per_branch": "head"}), SMALL) is None
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < 200, f"{grown:.0f} MB"
     assert time.process_time() - start < 5

@@ -28,12 +28,13 @@ from everseg import api
 from everseg.config.loading import difference, load
 from everseg.data.base import Dataset
 from everseg.errors import CheckpointError
+from everseg.labels import LabelSpace
 from everseg.reports import figures, html, page, picture_grid
 from everseg.reports import html as assemble
 from everseg.reports.html import write_report
 from everseg.reports.provenance import cite, command, provenance
 from everseg.reports.published import Match, published
-from everseg.runs.results import Results
+from everseg.runs.results import Results, Track
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
 from sealed import content, put_arrays, rewrite
@@ -245,6 +246,10 @@ def test_groups_taught_in_one_step_keep_names_of_their_own(tmp_path: Path) -> No
     tables = json.loads(given.download("toy.json"))["tables"]
     assert list(tables["step-matrix"][0]) == ["after step", "classes of step 0", "classes of step 1"]
     assert "flow" not in tables
+    # A model in the field: it is not known which of its steps brought a class.
+    space = LabelSpace(((0, 1), (2,)), ("background", "car", "bus"), 0)
+    extended = Track("default", "default", (4,), (np.eye(3, dtype=int),), (space,))
+    assert extended.group_titles == ["classes, group 0", "classes, group 1"]
 
 
 def test_published_numbers_stand_beside_the_runs_in_their_own_convention_only(

@@ -34,6 +34,7 @@ from everseg.progress import Progress, seconds_of, time_text
 from everseg.reports.figures import curves_of
 from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_edits import check_branch_name, own_norms
+from everseg.runs.model_folder import sizes_of_weights
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source
@@ -308,7 +309,7 @@ def configuration(
     origin = source.spaces.get(place.like or place.branch or next(iter(source.spaces)))
     several = len(source.spaces) > 1 or place.like is not None
     # Norms that branches share would hold a new place back, or take its statistics and ruin the other branches.
-    own = own_norms(architecture) if several else None
+    own = own_norms(architecture, sizes_of_weights(source.path)) if several else None
     # The images of a memory are of the places before; a batch is of one branch.
     memory = _memory(scenario.pop("memory", None), None if several else read_memory(source.path))
     base = {
@@ -332,8 +333,10 @@ def configuration(
     without = origin is not None and origin.background is None
     method = method or ("mib" if add and not without and not several else "complete")
     if several and not own and architecture["options"].get("per_branch") not in ("norm", "adapter"):
-        # A branch that cannot fit its images by norms of its own pulls more at what all share.
-        settings += ["method.shared_lr_scale=0.001"] if method == "complete" else []
+        # A branch that cannot fit its images by norms of its own pulls more at what all share. The overrides may name
+        # another method, which need not know this option.
+        last = [method, *(text.removeprefix("method=") for text in overrides if text.startswith("method="))]
+        settings += ["method.shared_lr_scale=0.001"] if last[-1] == "complete" else []
     chosen = [f"method={method}", *settings, *([f"model={model}"] if model else []), *overrides]
     config = from_stored(base, chosen)
     if (
@@ -386,7 +389,7 @@ def _settings_of(
         return kept
     # Of several branches, the trained one's own norms and adapters are what a new place needs.
     frozen = [f"method.freeze_{part}=true" for part in ("encoder", "decoder", *([] if several else ["norm"]))]
-    # Everything else stands still, so the new classifier can take larger steps than a whole network.
+    # Little else moves, so the new classifier can take larger steps than a whole network.
     faster = ["train.lr_factors.new_heads=10"] if adds else []
     return [*kept, *frozen, *faster, *(["method.freeze_heads=old"] if adds and not new_branch else [])]
 

@@ -46,6 +46,7 @@ from everseg.runs.model_folder import (
 )
 from everseg.runs.place import what_is
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.signature import require_signature as signed
 from everseg.runs.sketch import Sketch, read_sketch, tensors
 from everseg.runs.versions import versions
 
@@ -165,6 +166,25 @@ def open_bundle(path: str | Path) -> Bundle:
     about = read_model_file(path)
     about.lasting_ids(path)
     return Bundle(path, digest, about, read_lineage(path))
+
+
+def open_signed(path: str | Path, key: str | Path | None) -> Bundle:
+    """Open a bundle that must be signed.
+
+    Args:
+        key: PEM file of the public key; None = any bundle will do.
+
+    Raises:
+        CheckpointError: as `open_bundle` and `require_signature`, or the bundle changed between the two.
+        ConfigError: the file holds no key, or the package `cryptography` is missing.
+    """
+    if key is None:
+        return open_bundle(path)
+    digest = signed(Path(path), key).digest
+    bundle = open_bundle(path)
+    if bundle.digest != digest:
+        raise CheckpointError(f"{path} changed after its signature was checked; try again")
+    return bundle
 
 
 def new_folder(out: str | Path) -> Path:

@@ -62,6 +62,8 @@ RECIPE: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Settings that the next step takes over by default."""
+OWN = ("freeze_encoder", "freeze_decoder", "freeze_norm", "freeze_heads")
+"""Options of a method that an extension's word sets (`--how quick`). The next extension is asked anew how it goes."""
 MEASURED = 64
 """Training images that a branch is measured on at the export. Of CamVid's 305 by day as many choose as well as all."""
 
@@ -267,7 +269,7 @@ def of_run(
                 "command": command.text(folder.record().argv),
             },
             "method": config.method.name,
-            "recipe": recipe(config),
+            "recipe": recipe(config, {} if begin is None else recipe_of(read_lineage(begin), str(begin))),
             "history": history,
         },
         unknown=about.unknown,
@@ -313,9 +315,11 @@ def _measure_branches(folder: RunFolder, index: int, contents: Contents, overrid
     found: dict[str, list[Tensor]] = {}
     try:
         branch_of = folder.branch_of(index)
-        for key, images in shown_in_training(folder, overrides, MEASURED).items():
-            # A data set without domains goes by a name of its own. A domain of later steps has no branch yet.
-            branch = branch_of.get(key, model.branches[0] if len(model.branches) == 1 else "")
+        shown = shown_in_training(folder, overrides, MEASURED)
+        # A data set without domains goes by a name of its own. A domain of later steps has no branch yet.
+        only = model.branches[0] if len(model.branches) == len(shown) == 1 else ""
+        for key, images in shown.items():
+            branch = branch_of.get(key, only)
             if branch in model.branches and branch not in model.domain_statistics:
                 features = (features_of(model, image) for image in as_inputs(images, contents.form))
                 found.setdefault(branch, []).extend(features)
@@ -354,11 +358,24 @@ def _domains(found: Mapping[str, str], begin: Path | None, named: bool) -> Mappi
     return {**(before.domains or {branch: branch for branch in before.spaces}), **found}
 
 
-def recipe(config: RunConfig) -> dict[str, Any]:
-    """Collect the settings that the next step takes over."""
+def recipe(config: RunConfig, before: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Collect the settings that the next step takes over.
+
+    Args:
+        before: what the bundle handed on that the run extended; {} if it extended none. What a word of `extend` sets
+            is handed on as it was there.
+    """
     whole = to_json(config)
+    method = dict(whole["method"])
+    if config.scenario.kind == "extension":
+        origin = before.get("method", {})
+        same = origin.get("name") == method["name"]
+        method = {key: value for key, value in method.items() if key not in OWN}
+        method |= {key: origin[key] for key in OWN if same and key in origin}
+        rates = before.get("train", {}).get("lr_factors") or {}
+        whole["train"]["lr_factors"] = {**whole["train"]["lr_factors"], "new_heads": rates.get("new_heads")}
     return {section: {key: whole[section][key] for key in keys} for section, keys in RECIPE.items()} | {
-        "method": whole["method"]
+        "method": method
     }
 
 

@@ -19,7 +19,7 @@ from everseg.config.fields import DataConfig, ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.deploy.asked import Asked, How, OldVal, Preview, lines_before, previewed, within
-from everseg.deploy.bundle import Bundle, new_folder, open_bundle, write_bundle
+from everseg.deploy.bundle import Bundle, new_folder, open_bundle, open_signed, write_bundle
 from everseg.deploy.export import of_run, sketch_of_run
 from everseg.deploy.old_classes import (
     Gate,
@@ -37,7 +37,7 @@ from everseg.display import Piece, Result, capital, percent
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
-from everseg.errors import CheckpointError, ConfigError, GateError, some
+from everseg.errors import ConfigError, GateError, some
 from everseg.files import real_path
 from everseg.inference.count import user_builder
 from everseg.progress import Progress
@@ -48,7 +48,6 @@ from everseg.runs.memory import read_memory
 from everseg.runs.model_folder import is_bundle
 from everseg.runs.results import OnNew, Results, StepResults, Taught
 from everseg.runs.run_folder import RunFolder
-from everseg.runs.signature import require_signature as signed
 from everseg.runs.sketch import Sketch, read_sketch
 
 
@@ -177,11 +176,7 @@ def extend(
         GateError: less quality is left than required. The run is kept, but no bundle is written.
         EversegError: as `run`.
     """
-    if require_signature is not None:
-        digest = signed(Path(bundle), require_signature).digest
-    source = open_bundle(bundle)
-    if require_signature is not None and source.digest != digest:
-        raise CheckpointError(f"{bundle} changed after its signature was checked; try again")
+    source = open_signed(bundle, require_signature)
     target = Path(out) if out is not None else _next_name(source.path)
     edits = ClassEdits.of(drop, merge, rename)
     if data is None:
@@ -318,12 +313,8 @@ def preview(
         EversegError: as `extend`, as far as it can be known before the training.
     """
     progress = Progress(quiet=quiet)
-    if require_signature is not None:
-        signed(Path(bundle), require_signature)
-    Gate(
-        keep_at_least, keep_each_at_least
-    )  # it is judged after the training; a share that is none is told now
-    source, edits = open_bundle(bundle), ClassEdits.of(drop, merge, rename)
+    source, edits = open_signed(bundle, require_signature), ClassEdits.of(drop, merge, rename)
+    Gate(keep_at_least, keep_each_at_least)  # judged after the training; a share that is none is told now
     if data is None:
         _needs_no_data(
             edits, overrides, add=add, method=method, how=how, budget=budget, old_val=old_val, domain=domain, like=like,

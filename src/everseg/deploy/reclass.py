@@ -100,12 +100,12 @@ class ClassEdits:
         merge = {new: tuple(found("--merge", name) for name in names) for new, names in self.merge.items()}
         rename = {found("--rename", old): new for old, new in self.rename.items()}
         for option, named in (("--drop", drop), ("--rename", tuple(rename))):
-            ground = [name for name in named if name in grounds]
+            ground = [name for name in named if find_name(name, grounds) is not None]
             problems += [f"{option}: '{name}' is the background, which a model keeps" for name in ground]
         for new, names in merge.items():
             if len(names) < 2:
                 problems.append(f"--merge {','.join(names)}={new}: two classes or more become one")
-            ground = [name for name in names if name in grounds]
+            ground = [name for name in names if find_name(name, grounds) is not None]
             if bool(ground) != (find_name(new, grounds) is not None or is_background_name(new)):
                 problems.append(
                     f"--merge {','.join(names)}={new}: what the background takes up is the background"

@@ -31,7 +31,7 @@ from everseg.data.datasets.decode import (
     read_image,
 )
 from everseg.data.demo.scenes import scene
-from everseg.deploy.bundle import Bundle, open_bundle
+from everseg.deploy.bundle import Bundle, open_signed
 from everseg.deploy.class_ids import mask_type
 from everseg.deploy.history import taught_text
 from everseg.deploy.http_server import Answer, HttpServer, Patience, RefusedError, Request, Work
@@ -396,7 +396,7 @@ class Served:
         precision: str | None = None,
         require_signature: str | Path | None = None,
     ) -> None:
-        self.bundle: Bundle = open_bundle(path)
+        self.bundle: Bundle = open_signed(path, require_signature)
         self.model: LoadedModel = load(
             path, builder=builder, precision=precision, require_signature=require_signature
         )

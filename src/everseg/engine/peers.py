@@ -289,7 +289,7 @@ def unfit_for_shards(train: TrainConfig, method: str, *, reads_gradients: bool, 
     Args:
         method: its name.
         reads_gradients: whether the method reads them in every iteration.
-        domains: whether the run is over domains.
+        domains: whether the run is over domains, or its model has several branches.
     """
     if not train.shard:
         return []
@@ -305,8 +305,8 @@ def unfit_for_shards(train: TrainConfig, method: str, *, reads_gradients: bool, 
         )
     if domains:
         problems.append(
-            "train.shard: it does not take runs over domains, because in trials it gave other weights than training "
-            "without it; leave train.shard out"
+            "train.shard: it takes neither runs over domains nor models of several branches, because in trials it gave "
+            "other weights than training without it; leave train.shard out"
         )
     if reads_gradients:
         problems.append(

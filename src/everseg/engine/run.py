@@ -50,6 +50,7 @@ from everseg.methods.base import Method
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import SegmentationModel, frozen_copy
+from everseg.models.stored import Sizes
 from everseg.progress import Progress
 from everseg.runs.commit import (
     load_tensors,
@@ -197,7 +198,7 @@ def _check_plan(
         config.train,
         config.method.name,
         reads_gradients=method.reads_gradients,
-        domains=bool(config.data.domains),
+        domains=bool(config.data.domains) or any(len(step.spaces) > 1 for step in prepared.steps),
     )
     if problems := [
         *problems,
@@ -707,7 +708,8 @@ def place_start(
         {name: (source / name).read_bytes for copy in memory.copies for name in copy.names} if memory else {}
     )
     about, weights = read_model_file(source), load_tensors(source / "model.safetensors")
-    own = own_norms(about.architecture) if network.options.get("per_branch") == "norm" else None
+    asked = network.options.get("per_branch") == "norm"
+    own = own_norms(about.architecture, Sizes.of(weights)) if asked else None
     if own is not None or step.branch not in about.spaces:
         model, _ = load_model(source, user_builder(network), about)
         if own is not None:

@@ -786,10 +786,12 @@ class StepJob:
         if self.accelerator.is_main_process or cut is not None:
             tensors, document = optimizer_state(phase.optimizer, phase.model)
             files = {**phase.stored(), "optim": tensors}
-            if cut is not None:  # all processes together
-                files |= {
-                    name: cut.whole(files[name]) for name in files.keys() & {"model", "average", "optim"}
-                }
+            if cut is not None:
+                # All processes together, so in one order: that of a set differs from process to process, and weights
+                # would be put together with the optimiser's values, which have their shapes.
+                for name in ("model", "average", "optim"):
+                    if name in files:
+                        files[name] = cut.whole(files[name])
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {

@@ -47,6 +47,8 @@ MASK_IDS = "classes.json"
 
 LARGE = 16_000_000
 """Pixels of an image that is told of before it is seen whole."""
+LEAST_WINDOW = 64
+"""Least side of a window that can be asked for, in pixels."""
 _PROBE = 128
 """Side of the image that tells how much memory the network takes."""
 _SIDE = 640
@@ -233,8 +235,10 @@ class LoadedModel:
         """See every image through windows of `side` pixels, so that memory does not grow with the image.
 
         Raises:
-            ConfigError: the model sees every image at one size.
+            ConfigError: the side is below `LEAST_WINDOW`, or the model sees every image at one size.
         """
+        if side < LEAST_WINDOW:
+            raise ConfigError(f"--window {side}: expected {LEAST_WINDOW} pixels or more")
         if self.resized_to is not None:
             height, width = self.resized_to
             raise ConfigError(
@@ -269,6 +273,8 @@ class LoadedModel:
         try:
             noise = torch.randint(0, 256, (1, channels, _PROBE, _PROBE)).to(torch.uint8)
             self.see(noise.to(self.device), branch or next(iter(self.spaces)))
+        except Exception:  # another library's network may refuse an image in any way
+            return None
         finally:
             for hook in hooks:
                 hook.remove()
@@ -486,7 +492,7 @@ def load(
 
     Raises:
         CheckpointError: the model is missing, damaged, not a model of everseg, or not signed with the key.
-        ConfigError: there is no ONNX file of that precision.
+        ConfigError: there is no ONNX file of that precision, or a step of what is no run is asked for.
     """
     path = Path(path)
     # Everything is read through the manifest that was signed, so that nobody can change a file after the check.
@@ -499,6 +505,9 @@ def load(
         return kind(*folder.load_final(index, builder)[:2], form, folder.branch_of(index))
     if committed is None:
         path = model_folder_at(path)
+    if step is not None:
+        raise ConfigError(f"--step {step}: {path} is one model, not a run of several steps; leave --step out")
+    if committed is None:
         verify(path)
         model, about = load_model(path, builder)
     else:

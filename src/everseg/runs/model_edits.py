@@ -14,6 +14,7 @@ from everseg.labels import spelling
 from everseg.models.blocks import BranchDict
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
+from everseg.models.stored import Sizes
 from everseg.runs.model_folder import ModelFile, Registry
 
 
@@ -26,22 +27,26 @@ def check_branch_name(name: str) -> None:
     BranchDict(nn.Identity).check(name)
 
 
-def own_norms(architecture: Mapping[str, Any]) -> dict[str, Any] | None:
+def own_norms(architecture: Mapping[str, Any], sizes: Sizes) -> dict[str, Any] | None:
     """Describe a network with norms and a decoder for each branch, where it now has such that all branches share.
 
     Args:
-        architecture: a description of one of everseg's architectures, or of the user's own.
+        architecture: a description, which may come from somebody else.
+        sizes: how much there is of its weights.
 
     Returns:
-        The changed description; None where the network has norms of its own already, or cannot have any.
+        The changed description; None where the network has norms of its own already, cannot have any, is the user's
+        own, or is larger than its weights (who loads it is told).
     """
     options = architecture["options"]
     if options.get("per_branch") not in ("head", "decoder") or architecture.get("changes"):
         return None
     changed = {**architecture, "options": {**options, "per_branch": "norm"}}
+    # No part is there more often than there are branches, and each branch has a tensor at least.
+    number = min(len({branch for grows in architecture["growth"] for branch in grows}), sizes.tensors)
     try:
         with torch.random.fork_rng(devices=[]):
-            from_description(changed)
+            from_description(changed, sizes=Sizes(number * sizes.tensors, number * sizes.elements))
     except CheckpointError:  # no norms are found in it, or an option excludes them
         return None
     return changed

@@ -296,6 +296,20 @@ def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], where: str) 
     model.load_state_dict(state)
 
 
+def sizes_of_weights(folder: Path) -> Sizes:
+    """Count a model folder's weights without reading them.
+
+    Raises:
+        CheckpointError: the file is unreadable or not a safetensors file.
+    """
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as weights:
+            shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: cannot be read ({error})") from None
+    return Sizes(len(shapes), sum(map(math.prod, shapes)))
+
+
 STATISTICS = ("running_mean", "running_var")
 """Ends of the names of tensors that normalisation measures and no optimiser changes. PyTorch gives them these names."""
 

@@ -623,7 +623,10 @@ class Track:
         """Title of each growth: its step, or its number if one test saw several (joint training, extensions)."""
         born = self.born
         if len(set(born)) < len(born):  # growths of the same step would get the same title
-            return [f"classes of step {number}" for number in range(len(born))]
+            # Joint training teaches the classes of all steps in their order. A deployed model may have been trained in
+            # steps that brought none, so the number of a growth is not that of its step.
+            what = "classes of step" if born[0] == 0 else "classes, group"
+            return [f"{what} {number}" for number in range(len(born))]
         return [f"learnt in step {step}" for step in born]
 
     def group_names(self, group: int) -> list[str]:

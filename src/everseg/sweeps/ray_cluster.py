@@ -58,8 +58,9 @@ def ray(
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # `ray start` asks for a token as soon as this machine has one, but a program that connects gives it only where
         # it is told to, and else waits for ever. A cluster that asks for none takes no notice.
-        if Path.home().joinpath(".ray", "auth_token").is_file():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        with contextlib.suppress(RuntimeError, OSError):  # no home folder, or none that may be looked into
+            if Path.home().joinpath(".ray", "auth_token").is_file():
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
         engine = importlib.import_module("ray")
     except ImportError:
         raise ConfigError("--ray needs Ray: pip install 'everseg[ray]'") from None
