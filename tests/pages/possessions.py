@@ -185,6 +185,7 @@ FILES: Mapping[str, Maker] = {
     "photos": photos,
     "other.yaml": described(SHARED),
     "forklift.yaml": described(FORKS),
+    "dusk.yaml": described(FORKS),
     "mine.yaml": lambda path: path.write_text("preset: demo-mib\nmethod: {kd_weight: 20}\n"),
     "resnet101.pth": resnet101,
     "15-5-voc_MiB_1.pth": mib_checkpoint,

@@ -289,7 +289,10 @@ class NewDescription(Result):
             f"Wrote {real_path(self.path)}, and {self.page.name} beside it: labels over images; open it in a browser."
         ]
         if self.table:
-            lines += ["\nWhat the masks store = id = class:", *(f"  {line}" for line in self.table)]
+            lines += [
+                "\nMask value = id in results = class: share of the pixels",
+                *(f"  {line}" for line in self.table),
+            ]
         if not self.named:
             lines += [f"\nFirst: {_nameless(self.path)}"]
         lines += ["\nNext:", *(f"  {line}" for line in self.commands)]

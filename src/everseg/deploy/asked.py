@@ -478,10 +478,14 @@ def lines_before(
             "So little in these images helps to keep the old classes."
         )
     if not measuring:
+        elsewhere = images.branch != origin
+        what = f"labelled images of the place before ('{origin}')" if elsewhere else "labels of old classes"
+        named = f"{origin}=DATA" if len(step.spaces) > 1 else "DATA"
+        same = "" if elsewhere else "; DATA may be the new data, if their test images label old classes"
         yield (
-            "note:   no labels of old classes are given. Their quality will be estimated by how often the new model "
-            "agrees with the deployed one. Errors that both make then count as quality. --old-val DATA measures the "
-            "quality instead; DATA may be the new data, if their test images label old classes."
+            f"note:   no {what} are given. Their quality will be estimated by how often the new model agrees with the "
+            f"deployed one. Errors that both make then count as quality. --old-val {named} measures the quality "
+            f"instead{same}."
         )
 
 

@@ -23,8 +23,8 @@ def tensorboard(folder: Path, notify: Callable[[str], None] | None = None) -> li
     except Exception as error:  # not only ImportError: protobuf and NumPy mismatches raise anything
         if notify is not None:
             notify(
-                f"no TensorBoard events ({type(error).__name__}: {error}); "
-                "pip install 'everseg[tensorboard]' adds them"
+                "note: no TensorBoard events, which draw live curves; pip install 'everseg[tensorboard]' adds them"
+                + ("" if isinstance(error, ModuleNotFoundError) else f" ({type(error).__name__}: {error})")
             )
         return []
     return [_Files(folder)]
