@@ -183,8 +183,11 @@ def test_a_new_place_gets_a_branch_and_the_old_one_stays(at, old_data, call):
     assert model.predict(image, branch="dusk").ids.shape == (40, 40)
 
 
-def test_an_image_of_an_unknown_place_finds_a_branch_after_an_extension(deployed, old_data, tmp_path, call):
+def test_an_image_of_an_unknown_place_finds_a_branch_after_an_extension(
+    deployed, old_data, tmp_path, call, monkeypatch
+):
     """The export of the only branch has kept what the choice compares, where branches share the norms."""
+    monkeypatch.chdir(tmp_path)  # the run of an extension stands in runs/
     named = [f"data.dataset={toy.HERE}"]
     bundle = everseg.export(run_of(deployed), tmp_path / "one", onnx=False, overrides=named).path
     new = (
@@ -273,7 +276,9 @@ def test_the_next_steps_name_the_place(two_branches, old_data, new_data, tmp_pat
     assert {(row["branch"], row["class"]) for row in rows} >= {("default", "green"), ("line", "red")}
     (red,) = [row for row in rows if (row["branch"], row["class"]) == ("line", "red")]
     assert red["kept"] == NOT_MEASURED or red["IoU before"] is not None
-    assert "branches keep" in everseg.report("runs/next").path.read_text()
+    page = everseg.report("runs/next").path.read_text()
+    assert "branches keep" in page
+    assert "in the place &#39;line&#39;" in page
     config = RunFolder(Path("runs/next")).config()
     assert (config.scenario.domain, config.scenario.branch, config.method.name) == (
         "line",

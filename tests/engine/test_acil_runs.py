@@ -87,7 +87,8 @@ def test_in_mixed_precision_only_the_network_is_of_half_precision(tmp_path, prec
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [ACIL, {"name": "dft*"}], ids=lambda m: m["name"])
-def test_bundles_export_to_onnx_and_are_extended(tmp_path, method):
+def test_bundles_export_to_onnx_and_are_extended(tmp_path, method, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the run of an extension stands in runs/
     pytest.importorskip("onnxruntime")
     run = everseg.run(config(tmp_path, method, scenario={"task": "1-1"}), quiet=True)
     bundle = everseg.export(run.path, step=0, out=tmp_path / "bundle")

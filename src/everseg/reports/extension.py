@@ -32,6 +32,8 @@ class Told:
     old: Sequence[OnNew]
     hidden: Sequence[str]
     """The old classes that the new data have no label for. They may be visible all the same."""
+    place: str | None = None
+    """The place or device that the new images come from, where one was named."""
 
     @classmethod
     def of(cls, results: Results, result: str) -> Told:
@@ -42,7 +44,8 @@ class Told:
         planned = next(entry for entry in results.planned if entry["index"] == step.index)
         known = {train_id for source in planned["test"] for train_id in source["lut"]}
         hidden = [one.name for one in old if names.index(one.name) not in known]
-        return cls(step, result, step.taught(result, step.scores[result]["new_classes"]), old, hidden)
+        taught = step.taught(result, step.scores[result]["new_classes"])
+        return cls(step, result, taught, old, hidden, results.config.scenario.domain)
 
     @property
     def labelled(self) -> list[OnNew]:
@@ -62,12 +65,13 @@ class Told:
 
 def sentence(told: Told) -> str:
     """State in a sentence what an extension taught, and what is known of the old classes."""
+    where = "" if told.place is None else f", in the place '{told.place}'"
     if not told.taught:
         names = some([one.name for one in told.labelled], 6) or "its classes"
-        return f"Step {told.step.index} taught a deployed model more images of {names}; {_old(told)}."
+        return f"Step {told.step.index} taught a deployed model more images of {names}{where}; {_old(told)}."
     names = some([one.name for one in told.taught], 6)
     taught = "; ".join(one.text for one in told.taught[:6])
-    return f"Step {told.step.index} taught {names} to a deployed model: {taught}; {_old(told)}."
+    return f"Step {told.step.index} taught {names} to a deployed model{where}: {taught}; {_old(told)}."
 
 
 def _old(told: Told) -> str:
