@@ -406,7 +406,7 @@ def tiny_batches(results: Results) -> list[Finding]:
         return []
     seen = train.batch // train.accumulate
     # Of all processes together, and how many there were is not stored.
-    apart = "" if train.sync_norm else " (several processes divide them)"
+    apart = "" if train.sync_norm else " (if several processes trained, each saw a part of them)"
     if seen >= SMALL_BATCH:
         return [Finding(Light.GREEN, "batch norm", f"its statistics are of {seen} images at a time{apart}")]
     return [
