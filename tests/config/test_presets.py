@@ -350,7 +350,7 @@ def test_a_name_without_protocol_means_that_of_the_authors_as_the_page_says() ->
             expected = alone.get((name, task), "overlapped" if name in overlapped else "disjoint")
             assert load(f"{task}-{name}").scenario.protocol == expected
     page = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text(encoding="utf-8")
-    told = page.split("overlapped for ")[1].split(", disjoint for the others")[0]
+    told = page.split("overlapped for ")[1].split("disjoint for the others")[0]
     assert re.findall("`(.+?)`", told) == overlapped
 
 
