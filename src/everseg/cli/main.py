@@ -210,9 +210,7 @@ def predict(
     ] = "masks",
     window: Annotated[
         int | None,
-        typer.Option(
-            min=64, metavar="PIXELS", help="Look at windows of this side one by one, to need less memory."
-        ),
+        typer.Option(metavar="PIXELS", help="Look at windows of this side one by one, to need less memory."),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -14,7 +14,7 @@ from everseg.data.batches.loader import normalised_batches
 from everseg.data.batches.samples import SampleKey, View
 from everseg.distributed import all_reduce_max, all_reduce_sum
 from everseg.models.branch_choice import features_of, needs_statistics
-from everseg.models.domain_statistics import MOST_IMAGES, DomainStatistics
+from everseg.models.domain_statistics import MOST_IMAGES, DomainStatistics, statistics_of
 from everseg.models.model import SegmentationModel
 
 
@@ -65,10 +65,7 @@ def _statistics(own: list[torch.Tensor], accelerator: Accelerator) -> DomainStat
 
     width = all_reduce_max(own[0].shape[1] if own else 0, accelerator)
     features = torch.cat(own) if own else torch.zeros(0, width, dtype=torch.float64)
-    count = int(over_processes(torch.tensor(len(features))))
-    mean = over_processes(features.sum(dim=0)) / count
-    centred = features - mean
-    return DomainStatistics(count, mean, over_processes(centred.T @ centred) / count)
+    return statistics_of(features, over_processes)
 
 
 def _some(views: Sequence[View], branch: str) -> list[View]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,11 +42,17 @@ class DomainStatistics:
         return DomainStatistics(count, self.mean + share * gap, covariance + between)
 
 
-def statistics_of(features: Tensor) -> DomainStatistics:
-    """Statistics of the features of a branch's images, (N, D) float64, N >= 1."""
-    mean = features.mean(dim=0)
+def statistics_of(features: Tensor, total: Callable[[Tensor], Tensor] = lambda own: own) -> DomainStatistics:
+    """Statistics of the features of a branch's images.
+
+    Args:
+        features: (N, D) float64.
+        total: sums a tensor over the processes that hold features; N may be 0 in some of them.
+    """
+    count = int(total(torch.tensor(len(features))))
+    mean = total(features.sum(dim=0)) / count
     centred = features - mean
-    return DomainStatistics(len(features), mean, centred.T @ centred / len(features))
+    return DomainStatistics(count, mean, total(centred.T @ centred) / count)
 
 
 def pool(map: Tensor) -> Tensor:
